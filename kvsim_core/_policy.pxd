@@ -1,0 +1,83 @@
+"""The slot: the C struct that every tier policy fills, and the read-only view it decides from.
+
+A policy only answers *which block goes?* Capacity, pins, leaf-only eviction, movement and books belong to the store.
+Order of calls for one tier: `grow` (before any block with a new id), `attach` once, then any of the hooks;
+`on_request_begin`/`on_request_end` bracket the look-ups of one request.
+"""
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
+
+from kvsim_core._types cimport block_t, bytes_t, tick_t
+
+cdef enum:
+    POLICY_VERSION = 1
+    REFUSE = -1              # victim(): nothing may go, or the newcomer is not worth a place
+
+cdef enum policy_flags_t:
+    ADMITS_ALL = 1           # never refuses while something may be evicted
+    NEEDS_FUTURE = 2         # reads view.next_use: the trace must be known to its end
+    NEEDS_PARENTS = 4        # reads view.parent or view.children
+
+cdef enum reason_t:          # why a block leaves a tier
+    EVICT = 0
+    DEMOTE = 1               # evicted, and written to the tier below
+    FREED = 2                # its owner gave it up
+    PROMOTE = 3              # moved up and, by an exclusive rule, gone from here
+
+cdef struct view_t:          # what a policy may read; pointers may be NULL where the trace has no such column
+    uint32_t struct_size
+    int32_t leaf_only        # 1: only blocks without a child in this tier may be evicted
+    block_t n_blocks         # ids in use
+    block_t resident         # blocks in this tier
+    bytes_t capacity         # of this tier, less what permanently lives in it
+    bytes_t used
+    tick_t now
+    int64_t serial           # look-ups so far
+    const bytes_t *bytes
+    const int8_t *kind
+    const block_t *parent
+    const int32_t *children  # with a copy in this tier
+    const int32_t *position  # in the prompt
+    const int32_t *tokens
+    const int64_t *next_use  # index of the next look-up; INT64_MAX: never
+    const int32_t *session
+    const int32_t *priority
+    const int32_t *pins
+
+ctypedef int (*grow_fn)(void *state, block_t n_blocks) noexcept nogil
+ctypedef void (*attach_fn)(void *state, const view_t *view) noexcept nogil
+ctypedef void (*block_fn)(void *state, block_t b) noexcept nogil
+ctypedef void (*remove_fn)(void *state, block_t b, int reason) noexcept nogil
+ctypedef block_t (*victim_fn)(void *state, block_t incoming) noexcept nogil
+ctypedef void (*request_fn)(void *state, int64_t request) noexcept nogil
+ctypedef void (*plain_fn)(void *state) noexcept nogil
+
+cdef struct policy_t:
+    uint32_t struct_size
+    uint32_t flags
+    void *state
+    grow_fn grow             # room for ids 0 … n_blocks - 1; -1 if memory is short. May be NULL
+    attach_fn attach         # the view this policy decides from, valid while it is attached
+    block_fn on_hit          # b, resident here, was looked up (or written) here
+    block_fn on_miss         # b was looked up and is not here: for ghosts. May be NULL
+    block_fn on_insert       # b now has a copy here
+    remove_fn on_remove      # b no longer has
+    victim_fn victim         # a resident, evictable block, or REFUSE
+    request_fn on_request_begin   # may be NULL
+    plain_fn on_request_end       # may be NULL
+    plain_fn reset           # forget all; the tier is empty
+    block_fn hint            # b will be used soon: prefetch its node. For speed only; may be NULL
+    int failed               # set by an adapter whose hook raised
+
+cdef inline bint evictable(const view_t *view, block_t b) noexcept nogil:
+    """Whether the store lets `b` go: not pinned and, in a leaf-only tier, without a child here."""
+    return view.pins[b] == 0 and (not view.leaf_only or view.children[b] == 0)
+
+cdef class Policy:
+    """Owner of one filled slot. A subclass sets the members of `c` in `__cinit__`."""
+    cdef policy_t c
+    cdef bint attached       # a slot serves one tier; the loop that uses it sets and clears this
+    cdef object __weakref__
+
+cdef policy_t *acquire(Policy policy) except NULL
+cdef void release(Policy policy) noexcept
+cdef int raise_status(int status, list policies) except -1

@@ -1,0 +1,98 @@
+"""Belady's optimum (1966), with bypass: evicts the block used last in the future, if later than the newcomer. O(log
+n).
+
+Ties go to the deepest block of a prompt. A newcomer that would be the last used, or is as late as the victim, is
+refused.
+Needs the whole trace: the replay loop keeps each block's next look-up in the view.
+"""
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from kvsim_core._policy cimport NEEDS_FUTURE, REFUSE, Policy, evictable, view_t
+from kvsim_core._structures cimport grow_array, heap_free, heap_grow, heap_remove, heap_set, heap_t
+from kvsim_core._types cimport block_t
+
+from kvsim_core._policy import register
+
+
+cdef struct belady_t:
+    const view_t *view
+    heap_t heap           # first: minus the next use, second: minus the position
+    block_t *aside
+    block_t n
+
+
+cdef int grow(void *state, block_t n) noexcept nogil:
+    cdef belady_t *s = <belady_t *>state
+    if heap_grow(&s.heap, s.n, n) < 0 or grow_array(<void **>&s.aside, sizeof(block_t), s.n, n, 0) < 0:
+        return -1
+    s.n = max(s.n, n)
+    return 0
+
+
+cdef void attach(void *state, const view_t *view) noexcept nogil:
+    (<belady_t *>state).view = view
+
+
+cdef void on_use(void *state, block_t b) noexcept nogil:
+    cdef belady_t *s = <belady_t *>state
+    cdef int64_t depth = s.view.position[b] if s.view.position != NULL else 0
+    heap_set(&s.heap, b, -s.view.next_use[b], -depth)
+
+
+cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
+    heap_remove(&(<belady_t *>state).heap, b)
+
+
+cdef block_t victim(void *state, block_t incoming) noexcept nogil:
+    cdef belady_t *s = <belady_t *>state
+    cdef block_t found = REFUSE
+    cdef block_t b
+    cdef block_t k = 0
+    while s.heap.size > 0:
+        b = s.heap.slots[0]
+        if -s.heap.first[b] <= s.view.next_use[incoming]:
+            break
+        if evictable(s.view, b):
+            found = b
+            break
+        heap_remove(&s.heap, b)
+        s.aside[k] = b
+        k += 1
+    while k > 0:
+        k -= 1
+        b = s.aside[k]
+        heap_set(&s.heap, b, s.heap.first[b], s.heap.second[b])
+    return found
+
+
+cdef void reset(void *state) noexcept nogil:
+    cdef belady_t *s = <belady_t *>state
+    s.heap.size = 0
+    if s.n:
+        memset(s.heap.place, 0xff, <size_t>s.n * sizeof(block_t))
+
+
+cdef class Belady(Policy):
+    """Evict the block whose next use is farthest, unless the newcomer's is as far."""
+    cdef belady_t s
+
+    def __cinit__(self, *, seed=0):
+        memset(&self.s, 0, sizeof(belady_t))
+        self.c.flags = NEEDS_FUTURE
+        self.c.state = &self.s
+        self.c.grow = grow
+        self.c.attach = attach
+        self.c.on_hit = on_use
+        self.c.on_insert = on_use
+        self.c.on_remove = on_remove
+        self.c.victim = victim
+        self.c.reset = reset
+
+    def __dealloc__(self):
+        heap_free(&self.s.heap)
+        free(self.s.aside)
+
+
+register("belady", Belady)

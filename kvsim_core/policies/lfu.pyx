@@ -1,0 +1,99 @@
+"""Least frequently used: evicts the block used least often since it came; ties go to the least recent use. O(log
+n)."""
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._structures cimport grow_array, heap_free, heap_grow, heap_remove, heap_set, heap_t
+from kvsim_core._types cimport block_t
+
+from kvsim_core._policy import register
+
+
+cdef struct lfu_t:
+    const view_t *view
+    heap_t heap           # first: uses, second: time of the last
+    block_t *aside        # popped while looking for one that may go
+    block_t n
+    int64_t now
+
+
+cdef int grow(void *state, block_t n) noexcept nogil:
+    cdef lfu_t *s = <lfu_t *>state
+    if heap_grow(&s.heap, s.n, n) < 0 or grow_array(<void **>&s.aside, sizeof(block_t), s.n, n, 0) < 0:
+        return -1
+    s.n = max(s.n, n)
+    return 0
+
+
+cdef void attach(void *state, const view_t *view) noexcept nogil:
+    (<lfu_t *>state).view = view
+
+
+cdef void on_hit(void *state, block_t b) noexcept nogil:
+    cdef lfu_t *s = <lfu_t *>state
+    s.now += 1
+    heap_set(&s.heap, b, s.heap.first[b] + 1, s.now)
+
+
+cdef void on_insert(void *state, block_t b) noexcept nogil:
+    cdef lfu_t *s = <lfu_t *>state
+    s.now += 1
+    heap_set(&s.heap, b, 1, s.now)
+
+
+cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
+    heap_remove(&(<lfu_t *>state).heap, b)
+
+
+cdef block_t victim(void *state, block_t incoming) noexcept nogil:
+    cdef lfu_t *s = <lfu_t *>state
+    cdef block_t found = REFUSE
+    cdef block_t b
+    cdef block_t k = 0
+    while s.heap.size > 0:
+        b = s.heap.slots[0]
+        if evictable(s.view, b):
+            found = b
+            break
+        heap_remove(&s.heap, b)
+        s.aside[k] = b
+        k += 1
+    while k > 0:
+        k -= 1
+        b = s.aside[k]
+        heap_set(&s.heap, b, s.heap.first[b], s.heap.second[b])
+    return found
+
+
+cdef void reset(void *state) noexcept nogil:
+    cdef lfu_t *s = <lfu_t *>state
+    s.heap.size = 0
+    s.now = 0
+    if s.n:
+        memset(s.heap.place, 0xff, <size_t>s.n * sizeof(block_t))
+
+
+cdef class LFU(Policy):
+    """Evict the block used least often since it came."""
+    cdef lfu_t s
+
+    def __cinit__(self, *, seed=0):
+        memset(&self.s, 0, sizeof(lfu_t))
+        self.c.flags = ADMITS_ALL
+        self.c.state = &self.s
+        self.c.grow = grow
+        self.c.attach = attach
+        self.c.on_hit = on_hit
+        self.c.on_insert = on_insert
+        self.c.on_remove = on_remove
+        self.c.victim = victim
+        self.c.reset = reset
+
+    def __dealloc__(self):
+        heap_free(&self.s.heap)
+        free(self.s.aside)
+
+
+register("lfu", LFU)
