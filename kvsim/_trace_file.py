@@ -1,0 +1,178 @@
+"""kvsim's own trace files: .npz for both sorts of trace, .parquet for requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvsim._files import atomic_file
+from kvsim._table import missing
+from kvsim.errors import KvsimError, TraceError, shown
+from kvsim.trace import AccessTrace, BlockTable, RequestTrace, TraceMeta
+
+__all__ = ["FORMAT_VERSION", "load", "load_npz", "load_parquet", "save", "save_npz", "save_parquet"]
+
+FORMAT_VERSION = 1
+_KEY = b"kvsim"
+_OWN = {"block_parent", "block_position", "block_length", "block_id", "block_namespace", "block_label"}
+_Trace = RequestTrace | AccessTrace
+
+
+def save(trace: _Trace, path: str | os.PathLike[str]) -> None:
+    """Write a trace to the sort of file that the ending of `path` says, whole or not at all."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".npz":
+        save_npz(trace, path)
+    elif suffix == ".parquet":
+        save_parquet(trace, path)
+    else:
+        raise TraceError(f"{path}: found the ending {shown(suffix)}, expected .npz or .parquet")
+
+
+def load(path: str | os.PathLike[str]) -> _Trace:
+    """Read what :func:`save` wrote."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return load_parquet(path) if head == b"PAR1" else load_npz(path)
+
+
+def _head(trace: _Trace) -> dict[str, Any]:
+    kind = "requests" if isinstance(trace, RequestTrace) else "accesses"
+    return {"format": f"kvsim {kind}", "format_version": FORMAT_VERSION}
+
+
+def _columns(thing: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a trace apart: plain values, and arrays."""
+    values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
+    arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+    return {k: v for k, v in values.items() if k not in arrays}, arrays
+
+
+def save_npz(trace: _Trace, path: str | os.PathLike[str]) -> None:
+    """Write a trace to a .npz file."""
+    plain, arrays = _columns(trace)
+    if isinstance(trace, AccessTrace):
+        table, table_arrays = _columns(plain.pop("blocks"))
+        plain = {"meta": dataclasses.asdict(trace.meta), "blocks": table} | {
+            k: v for k, v in plain.items() if k != "meta"
+        }
+        arrays |= {f"blocks/{k}": v for k, v in table_arrays.items()}
+    head = json.dumps({**_head(trace), "fields": plain})
+    with atomic_file(path) as file:
+        members: dict[str, Any] = {"head.json": np.array(head), **arrays}
+        np.savez_compressed(file, **members)
+
+
+def load_npz(path: str | os.PathLike[str]) -> _Trace:
+    """Read a .npz file; TraceError if it is damaged, another's, or of a version that this kvsim does not know."""
+    try:
+        with np.load(path, allow_pickle=False) as members:
+            if not isinstance(members, np.lib.npyio.NpzFile) or "head.json" not in members.files:
+                raise TraceError(f"{path}: found no entry 'head.json', expected a trace saved by kvsim")
+            head = json.loads(str(members["head.json"]))
+            arrays: dict[str, Any] = {k: members[k] for k in members.files if k != "head.json"}
+        kind = _checked_head(path, head)
+        fields = {k: _tuples(v) for k, v in head["fields"].items()}
+        if kind == "requests":
+            return RequestTrace(**fields, **arrays)
+        meta = TraceMeta(**{k: _tuples(v) for k, v in fields.pop("meta").items()})
+        table = {k: _tuples(v) for k, v in fields.pop("blocks").items()}
+        table |= {k.removeprefix("blocks/"): arrays.pop(k) for k in list(arrays) if k.startswith("blocks/")}
+        return AccessTrace(blocks=BlockTable(**table), meta=meta, **fields, **arrays)
+    except KvsimError as error:
+        raise TraceError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file, expected a trace") from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        line = " ".join(str(error).split())[:80] or type(error).__name__
+        raise TraceError(f"{path}: damaged or not kvsim's ({line}), expected a trace saved by kvsim") from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _checked_head(path: str | os.PathLike[str], head: Any) -> str:
+    found = head.get("format") if isinstance(head, dict) else None
+    if found not in ("kvsim requests", "kvsim accesses"):
+        raise TraceError(f"{path}: found format {shown(found)}, expected 'kvsim requests' or 'kvsim accesses'")
+    version = head.get("format_version")
+    if version != FORMAT_VERSION:
+        raise TraceError(f"{path}: found format version {shown(version)}, expected {FORMAT_VERSION}")
+    return str(found).removeprefix("kvsim ")
+
+
+def save_parquet(trace: _Trace, path: str | os.PathLike[str]) -> None:
+    """Write requests to a Parquet file: a row a request, its own blocks and dependencies as lists (needs PyArrow)."""
+    if not isinstance(trace, RequestTrace):
+        raise TraceError(f"{path}: found an AccessTrace, expected a RequestTrace (access traces are saved as .npz)")
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise missing("pyarrow", "parquet") from None
+    plain, arrays = _columns(trace)
+    labels = plain.pop("block_label")
+    after_offsets = arrays.pop("after_offsets")
+    columns: dict[str, Any] = {}
+    for name, array in arrays.items():
+        cuts = trace.own_offsets if name in _OWN else after_offsets if name == "after" else None
+        values = pa.array(array)
+        columns[name] = values if cuts is None else pa.LargeListArray.from_arrays(pa.array(cuts), values)
+    if labels is not None:
+        columns["block_label"] = pa.LargeListArray.from_arrays(
+            pa.array(trace.own_offsets), pa.array(labels, pa.string())
+        )
+    head = json.dumps({**_head(trace), "fields": plain})
+    table = pa.table(columns).replace_schema_metadata({_KEY: head.encode()})
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def load_parquet(path: str | os.PathLike[str]) -> RequestTrace:
+    """Read what :func:`save_parquet` wrote."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise missing("pyarrow", "parquet") from None
+    try:
+        table = pq.read_table(os.fspath(path))
+        metadata = table.schema.metadata or {}
+        if _KEY not in metadata:
+            raise TraceError(f"{path}: found no key 'kvsim' in the metadata, expected a trace saved by kvsim")
+        head = json.loads(metadata[_KEY])
+        if _checked_head(path, head) != "requests":
+            raise TraceError(f"{path}: found {head['format']!r}, expected 'kvsim requests'")
+        fields: dict[str, Any] = {"block_label": None} | {k: _tuples(v) for k, v in head["fields"].items()}
+        for name in table.column_names:
+            column = table.column(name).combine_chunks()
+            if pa.types.is_large_list(column.type):
+                if name == "after":
+                    fields["after_offsets"] = column.offsets.to_numpy().astype(np.int64)
+                column = column.flatten()
+            fields[name] = tuple(column.to_pylist()) if name == "block_label" else column.to_numpy(zero_copy_only=False)
+        return RequestTrace(**fields)
+    except KvsimError as error:
+        raise TraceError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file, expected a trace") from None
+    except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
+        line = " ".join(str(error).split())[:80]
+        raise TraceError(f"{path}: damaged or not kvsim's ({line}), expected a trace saved by kvsim") from None
