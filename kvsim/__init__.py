@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from kvsim.machine import Link, Machine, Movement, Pool, Tier
     from kvsim.model import Model
     from kvsim.replay import replay
-    from kvsim.result import Result
+    from kvsim.result import Result, load
     from kvsim.trace import AccessStream, AccessTrace, BlockTable, RequestTrace
     from kvsim.traces import read_trace, write_trace
     from kvsim.workloads import generate
@@ -61,6 +63,7 @@ _HOMES = {
     "Model": "kvsim.model",
     "replay": "kvsim.replay",
     "Result": "kvsim.result",
+    "load": "kvsim.result",
     "AccessStream": "kvsim.trace",
     "AccessTrace": "kvsim.trace",
     "BlockTable": "kvsim.trace",
@@ -101,6 +104,7 @@ __all__ = [
     "curve",
     "fits",
     "generate",
+    "load",
     "read_trace",
     "register",
     "replay",
@@ -119,3 +123,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+class _Package(ModuleType):
+    """The package: a verb's name (`kvsim.curve`) means the function, not the module that it lives in."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system binds every submodule here, some under the name of their function.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -70,10 +71,10 @@ def save_npz(trace: _Trace, path: str | os.PathLike[str]) -> None:
         np.savez_compressed(file, **members)
 
 
-def load_npz(path: str | os.PathLike[str]) -> _Trace:
-    """Read a .npz file; TraceError if it is damaged, another's, or of a version that this kvsim does not know."""
+def load_npz(path: str | os.PathLike[str], content: bytes | None = None) -> _Trace:
+    """Read a .npz file (or its `content`); TraceError if it is damaged, another's, or of an unknown version."""
     try:
-        with np.load(path, allow_pickle=False) as members:
+        with _opened(path, content) as file, np.load(file, allow_pickle=False) as members:
             if not isinstance(members, np.lib.npyio.NpzFile) or "head.json" not in members.files:
                 raise TraceError(f"{path}: found no entry 'head.json', expected a trace saved by kvsim")
             head = json.loads(str(members["head.json"]))
@@ -102,6 +103,10 @@ def load_npz(path: str | os.PathLike[str]) -> _Trace:
     ) as error:
         line = " ".join(str(error).split())[:80] or type(error).__name__
         raise TraceError(f"{path}: damaged or not kvsim's ({line}), expected a trace saved by kvsim") from None
+
+
+def _opened(path: str | os.PathLike[str], content: bytes | None) -> BinaryIO:
+    return open(path, "rb") if content is None else io.BytesIO(content)
 
 
 def _tuples(value: Any) -> Any:
@@ -145,15 +150,16 @@ def save_parquet(trace: _Trace, path: str | os.PathLike[str]) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
-def load_parquet(path: str | os.PathLike[str]) -> RequestTrace:
-    """Read what :func:`save_parquet` wrote."""
+def load_parquet(path: str | os.PathLike[str], content: bytes | None = None) -> RequestTrace:
+    """Read what :func:`save_parquet` wrote, from the file or from its `content`."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise missing("pyarrow", "parquet") from None
     try:
-        table = pq.read_table(os.fspath(path))
+        with _opened(path, content) as file:
+            table = pq.read_table(file)
         metadata = table.schema.metadata or {}
         if _KEY not in metadata:
             raise TraceError(f"{path}: found no key 'kvsim' in the metadata, expected a trace saved by kvsim")

@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from kvsim.errors import ModelError, TraceError
 from kvsim.model import ATTENTION, FFN
 from kvsim.trace import AccessStream, AccessTrace, BlockTable, RequestTrace, TraceMeta
-from kvsim_core._expand import Expander
+from kvsim_core import Expander
 
 if TYPE_CHECKING:
     from kvsim.model import Model

@@ -56,6 +56,8 @@ class Row:
     stall_by_tier, stall_by_kind : share of the busy time.
     found : by tier, share of the prompt tokens whose KV lay there (prefix rule); `nowhere` is the rest.
         None where no prompt was looked up.
+    unheld : share of the KV bytes read for running requests that no tier had room to hold: the machine's lanes are
+        too many, and the row is better than the machine.
     """
 
     workload: str
@@ -71,6 +73,7 @@ class Row:
     stall_by_kind: Mapping[str, float | None] = field(default_factory=dict)
     found: tuple[float | None, ...] = ()
     nowhere: float | None = None
+    unheld: float | None = None
 
     @property
     def busy_s(self) -> float | None:
@@ -122,6 +125,7 @@ class Comparison:
             put(f"tier_{t}_stalls", (_at(r.stall_by_tier, t) for r in self.rows))
             put(f"tier_{t}_found", (_at(r.found, t) for r in self.rows))
         put("found_nowhere", (r.nowhere for r in self.rows))
+        put("unheld", (r.unheld for r in self.rows))
         put("error", (r.error or None for r in self.rows))
         return Table("comparison", columns)
 
@@ -137,6 +141,7 @@ class Comparison:
                 for t, name in enumerate(r.tiers)
             ]
             row["found_nowhere"] = r.nowhere
+            row["unheld"] = r.unheld
             rows.append(plain(row))
         return {
             "kvsim_version": self.kvsim_version,
@@ -377,6 +382,7 @@ def _row(workload: str, machine: Machine, found: Result | str) -> Row:
         {kind: share(int(ps)) for kind, ps in zip(kinds, stall.sum(axis=(0, 2)), strict=True)},
         tuple(found.hit_rate(t, rule="prefix", weight="token") for t in found.tiers),
         None if hit is None else 1.0 - hit,
+        found.unheld_read_bytes / kv_read if (kv_read := int(found.arrays["read_bytes"][:, 0].sum())) else None,
     )
 
 
@@ -395,6 +401,7 @@ def _row_from(row: Mapping[str, Any]) -> Row:
         row["stall_by_kind"],
         tuple(t["found"] for t in row["tiers"]),
         row["found_nowhere"],
+        row["unheld"],
     )
 
 

@@ -53,8 +53,8 @@ def keep_tiers(machine: Machine, wanted: int | Sequence[str]) -> Machine:
     rules = {(m.upper, m.lower): m for m in machine.movements}
     stack = list(names)
     for gone in [name for name in names if name not in kept]:
-        links = _without(links, gone, machine.name)
         at = stack.index(gone)
+        links = _without(links, stack, at, machine.name)
         above = rules.pop((stack[at - 1], gone), None) if at else None
         if at + 1 < len(stack):
             rules.pop((gone, stack[at + 1]), None)
@@ -68,9 +68,16 @@ def keep_tiers(machine: Machine, wanted: int | Sequence[str]) -> Machine:
     return machine.with_(tiers=tiers, links=links, movements=movements)
 
 
-def _without(links: tuple[Link, ...], gone: str, machine: str) -> tuple[Link, ...]:
-    uppers = {k.between[0] for k in links if k.between[1] == gone}
+def _without(links: tuple[Link, ...], stack: Sequence[str], at: int, machine: str) -> tuple[Link, ...]:
+    """Return the links once the tier at a place of the stack is gone.
+
+    A tier that no link leads to hangs on its upper neighbour: it is reached the same way.
+    """
+    gone = stack[at]
+    uppers = {k.between[0] for k in links if k.between[1] == gone} or set(stack[max(at - 1, 0) : at])
     lowers = {k.between[1] for k in links if k.between[0] == gone}
+    below = stack[at + 1 : at + 2]
+    lowers |= {name for name in below if not any(k.between[1] == name for k in links)}
     if len(uppers) > 1 or len(lowers) > 1:
         raise MachineError(f"{machine}: tiers: links of several tiers pass through {gone!r}, expected it to be kept")
     joined = next(((upper, lower) for upper in uppers for lower in lowers), None)

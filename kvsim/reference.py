@@ -466,7 +466,7 @@ class Store:
 
     def capacity(self, t: int) -> int:
         """Capacity of tier t for its policy."""
-        homes = sum(size for size, home in zip(self.size, self.home, strict=True) if home == t)
+        homes: int = sum(size for size, home in zip(self.size, self.home, strict=True) if home == t)
         return int(self.tiers[t]["capacity_bytes"]) - homes
 
     def used(self, t: int) -> int:

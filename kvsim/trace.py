@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvsim.errors import TraceError, TraceWarning, shown
-from kvsim_core._intern import ancestors_at, depths, expand_chains, find_cycle, intern_chains, renumber_chains
+from kvsim_core import ancestors_at, depths, expand_chains, find_cycle, intern_chains, renumber_chains
 
 if TYPE_CHECKING:
     from kvsim.model import Model

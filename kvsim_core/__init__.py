@@ -16,6 +16,7 @@ from kvsim_core._expand import Expander
 from kvsim_core._intern import (
     LARGEST_BLOCKS,
     ancestors_at,
+    depths,
     expand_chains,
     find_cycle,
     intern_chains,
@@ -59,6 +60,7 @@ __all__ = [
     "View",
     "ancestors_at",
     "curve",
+    "depths",
     "expand_chains",
     "find_cycle",
     "intern_chains",

@@ -143,7 +143,8 @@ def next_uses(const int32_t[::1] last_block, const int32_t[::1] parent, const in
     return result[:total], result_written[:written]
 
 
-cdef block_t beyond(block_t output, block_t prompt, const int32_t[::1] parent, const int32_t[::1] position) noexcept nogil:
+cdef block_t beyond(
+        block_t output, block_t prompt, const int32_t[::1] parent, const int32_t[::1] position) noexcept nogil:
     """How many blocks the chain of `output` has that the chain of `prompt` has not."""
     cdef block_t count = 0
     if output < 0:

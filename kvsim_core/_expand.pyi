@@ -2,7 +2,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import disjoint_base
 
+__all__ = ["Expander"]
+
+@disjoint_base
 class Expander:
     def __init__(
         self,

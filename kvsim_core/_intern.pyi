@@ -1,25 +1,20 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = ["ancestors_at", "depths", "expand_chains", "find_cycle", "intern_chains", "intern_ids", "renumber_chains"]
+
 LARGEST_BLOCKS: int
 
 def intern_chains(
     ids: ArrayLike, offsets: ArrayLike, namespace: ArrayLike, *, limit: int = ...
 ) -> tuple[
-    NDArray[np.int32],
-    NDArray[np.int32],
-    NDArray[np.int32],
-    NDArray[np.int32],
-    NDArray[np.int64],
-    NDArray[np.int32],
+    NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]
 ]: ...
 def intern_ids(ids: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
 def expand_chains(
     last_block: ArrayLike, parent: ArrayLike, position: ArrayLike
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
-def ancestors_at(
-    block: ArrayLike, wanted: ArrayLike, parent: ArrayLike, position: ArrayLike
-) -> NDArray[np.int32]: ...
+def ancestors_at(block: ArrayLike, wanted: ArrayLike, parent: ArrayLike, position: ArrayLike) -> NDArray[np.int32]: ...
 def depths(parent: ArrayLike) -> NDArray[np.int32]: ...
 def renumber_chains(
     last_block: ArrayLike, output_block: ArrayLike, parent: ArrayLike, position: ArrayLike

@@ -12,6 +12,14 @@ from kvsim_core._types cimport (
     READ, WRITE, block_t, bytes_t, tick_t,
 )
 
+cdef extern from *:
+    """
+    #ifndef KVSIM_DEBUG
+    #define KVSIM_DEBUG 0
+    #endif
+    """
+    int KVSIM_DEBUG              # a debug build derives the books again at the end of every run
+
 cdef enum:
     MAX_SAMPLES = 1024
 
@@ -260,6 +268,8 @@ cdef class Replayer:
         cdef int t, k, r, w, i
         cdef books_t *books
         cdef sample_t *x
+        if KVSIM_DEBUG:
+            self.check()
         T = s.n_tiers
         out = {
             "clock_ps": c.now, "compute_ps": c.compute, "recompute_ps": c.recompute, "overhead_ps": c.overhead,

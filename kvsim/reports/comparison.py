@@ -30,6 +30,10 @@ _LEGEND = (
 )
 
 
+_CROWDED = 0.01
+"""Share of KV reads without a place from which a row is marked."""
+
+
 @dataclass(frozen=True)
 class _Column:
     """One column: the group it stands in, its heading, what it says of a row, and the number behind that."""
@@ -56,7 +60,11 @@ def text(found: Comparison, *, width: int | None = None, bold: Callable[[str], s
         lines += whole
     else:
         lines += [*_lines(found, [name, *time], bold), *_lines(found, [name, *hits], bold)]
-    words = [line for said in (_LEGEND, _doubts(found)) for line in textwrap.wrap(said, min(width or 118, 118))]
+    words = [
+        line
+        for said in (_LEGEND, _crowded(found), _doubts(found))
+        for line in textwrap.wrap(said, min(width or 118, 118))
+    ]
     return "\n".join([*lines, "", *words])
 
 
@@ -71,9 +79,9 @@ def page(found: Comparison) -> str:
         table = table_html(heads, cells)
         for row in rows:
             # the bar is SVG, which the table would escape: it goes in after the machine's name
-            label = f">{escape(row.machine)}</td>"
+            label = f">{escape(_name(row))}</td>"
             more = f"<br>cannot run it: {escape(_reason(row))}" if row.error else _svg(row)
-            table = table.replace(label, f">{escape(row.machine)}{more}</td>", 1)
+            table = table.replace(label, f">{escape(_name(row))}{more}</td>", 1)
         body.append(f"<div style='margin-top:10px;font-weight:600'>{escape(_heading(found, workload))}</div>{table}")
     swatches = "".join(
         f'<span style="margin-right:14px;white-space:nowrap"><svg width="10" height="10">'
@@ -81,13 +89,15 @@ def page(found: Comparison) -> str:
         for label, colour in (*((label, colour) for label, _, colour in _PARTS), ("waiting for memory", _WAITING))
     )
     body.append(f"<div style='margin-top:8px'>{swatches}</div>")
-    body += [f"<div style='opacity:.75'>{escape(line)}</div>" for line in (_LEGEND, _doubts(found)) if line]
+    body += [
+        f"<div style='opacity:.75'>{escape(line)}</div>" for line in (_LEGEND, _crowded(found), _doubts(found)) if line
+    ]
     return f'<div class="kvsim-comparison" style="color:inherit;font-size:13px">{"".join(body)}</div>'
 
 
 def _columns(found: Comparison) -> tuple[_Column, list[_Column], list[_Column]]:
     deep = max((len(r.tiers) for r in found.rows), default=0)
-    name = _Column("", "machine", lambda r: r.machine)
+    name = _Column("", "machine", _name)
     time = [_Column("", "busy", lambda r: _time(r.busy_s))]
     for label, parts, _ in _PARTS:
         time.append(_shares("share of busy time, %", label, _of_parts(parts)))
@@ -97,6 +107,10 @@ def _columns(found: Comparison) -> tuple[_Column, list[_Column], list[_Column]]:
     hits = [_shares("prompt tokens found in, %", _tier_head(t), _of_tier("found", t)) for t in range(deep)]
     hits.append(_shares("prompt tokens found in, %", "nowhere", lambda r: r.nowhere))
     return name, time, hits
+
+
+def _name(row: Row) -> str:
+    return f"{row.machine} *" if (row.unheld or 0.0) > _CROWDED else row.machine
 
 
 def _tier_head(tier: int) -> str:
@@ -237,6 +251,17 @@ def _group_line(columns: list[_Column], widths: list[int], gaps: list[str]) -> s
         line += gaps[i] + columns[i].group.center(span)[: max(span, 0)]
         i = end + 1
     return line.rstrip()
+
+
+def _crowded(found: Comparison) -> str:
+    rows = [r for r in found.rows if (r.unheld or 0.0) > _CROWDED]
+    if not rows:
+        return ""
+    said = ", ".join(f"{r.workload} on {r.machine} ({r.unheld:.0%})" for r in rows)
+    return (
+        "* Too many at once: no memory of the machine has room for the contexts of its running requests, so that share "
+        f"of their KV is read as if the outermost held it, and the row is better than the machine: {said}."
+    )
 
 
 def _doubts(found: Comparison) -> str:

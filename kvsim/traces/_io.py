@@ -16,7 +16,7 @@ from kvsim._table import missing
 from kvsim.errors import TraceError, shown
 from kvsim.trace import RequestTrace
 
-__all__ = ["base_name", "decode", "decode_lines", "found", "head", "labelled", "line_blocks",
+__all__ = ["base_name", "decode", "decode_lines", "found", "head", "is_compressed", "labelled", "line_blocks",
            "number_lines", "number_of", "pieces", "read_all", "wrong"]  # fmt: skip
 
 T = TypeVar("T")
@@ -104,6 +104,16 @@ def _zstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:80]
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a file begins like gzip or zstd; TraceError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror or error}, expected a readable file") from None
+    return magic[:2] == b"\x1f\x8b" or magic == _ZSTD
 
 
 def head(path: Path, size: int = 1 << 16) -> bytes:

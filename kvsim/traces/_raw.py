@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvsim.errors import TraceError, TraceWarning
 from kvsim.trace import TIME_MOST_PS, AccessTrace, BlockTable, TraceMeta
-from kvsim_core._intern import intern_ids
+from kvsim_core import intern_ids
 
 __all__ = ["access_trace"]
 

@@ -68,6 +68,8 @@ def read(
     where: list[int] = [] if header else [_number(path, column) for column in wanted]
     for line, block in line_blocks(path):
         rows = list(number_lines(line, block))
+        if not rows:
+            continue
         if not where:
             names = next(csv.reader([_text(path, *rows[0])], delimiter=delimiter))
             where = [_place(path, column, [name.strip() for name in names]) for column in wanted]

@@ -31,7 +31,7 @@ import numpy as np
 from kvsim.errors import TraceError
 from kvsim.trace import TIME_MOST_PS, TOKENS_MOST, RequestTrace
 from kvsim.traces._io import decode, found, labelled, number_of, read_all
-from kvsim_core._intern import intern_chains
+from kvsim_core import intern_chains
 
 NAME = "claude-code"
 TITLE = "Coding-agent sessions (Weka JSON): a file or a directory; sub-agents, think and tool times"

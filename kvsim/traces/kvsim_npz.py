@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvsim._trace_file import load_npz, save_npz
 from kvsim.trace import AccessTrace, RequestTrace
+from kvsim.traces._io import is_compressed, read_all
 
 NAME = "kvsim-npz"
 TITLE = "kvsim's own .npz: requests or accesses, every column kept"
@@ -21,4 +22,5 @@ def detect(path: Path, head: bytes) -> float:
 
 def read(path: str | PathLike[str]) -> RequestTrace | AccessTrace:
     """Read a trace that kvsim saved; TraceError for anything else."""
-    return load_npz(path)
+    path = Path(path)
+    return load_npz(path, read_all(path) if is_compressed(path) else None)

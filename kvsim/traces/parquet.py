@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kvsim._trace_file import load_parquet, save_parquet
 from kvsim.trace import RequestTrace
+from kvsim.traces._io import is_compressed, read_all
 
 NAME = "parquet"
 TITLE = "kvsim's own .parquet: requests, every column kept (extra 'parquet')"
@@ -25,4 +26,5 @@ def detect(path: Path, head: bytes) -> float:
 
 def read(path: str | PathLike[str]) -> RequestTrace:
     """Read a trace that kvsim saved; TraceError for anything else."""
-    return load_parquet(path)
+    path = Path(path)
+    return load_parquet(path, read_all(path) if is_compressed(path) else None)

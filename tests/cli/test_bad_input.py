@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -343,9 +344,9 @@ def test_outputs_are_refused_before_the_run(
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("the run started")
 
-    monkeypatch.setattr("kvsim.curve.curve", never)
-    monkeypatch.setattr("kvsim.replay.replay", never)
-    monkeypatch.setattr("kvsim.compare.compare", never)
+    monkeypatch.setattr(import_module("kvsim.curve"), "curve", never)
+    monkeypatch.setattr(import_module("kvsim.replay"), "replay", never)
+    monkeypatch.setattr(import_module("kvsim.compare"), "compare", never)
     monkeypatch.chdir(here.home)
     for command in (("curve", good), ("replay", good, *REPLAY), ("compare",)):
         here.refuses(code, words, *command, "-o", output, output=None)
@@ -361,7 +362,7 @@ def test_out_of_memory(here: _Here, good: Path, monkeypatch: pytest.MonkeyPatch)
     def full(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("kvsim.replay.replay", full)
+    monkeypatch.setattr(import_module("kvsim.replay"), "replay", full)
     here.refuses(1, ["out of memory"], "replay", good, *REPLAY)
 
 

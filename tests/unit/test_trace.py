@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,8 @@ def test_a_million_requests_are_columns() -> None:
     n = 1_000_000
     ids = np.repeat(np.arange(n) // 10, 3) * 4 + np.tile([0, 1, 2], n)
     trace = RequestTrace.from_lists(
-        name="big", block_tokens=16, arrival_ps=np.arange(n), input_tokens=np.full(n, 48), output_tokens=np.ones(n, int),
+        name="big", block_tokens=16, arrival_ps=np.arange(n), input_tokens=np.full(n, 48),
+        output_tokens=np.ones(n, "i8"),
         block_ids=(ids, np.arange(n + 1) * 3), session=np.zeros(n, int), session_names=("s",),
     )  # fmt: skip
     assert trace.unique_blocks == 300_000
@@ -237,7 +239,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too many ids": ({"block_ids": [[1, 2, 3, 4], [], [], []]}, "block_ids: found 4 ids in row 0, expected at most 3"),
     "lists differ": ({"block_ids": [[1]]}, "block_ids: found 1 lists, expected 4"),
     "more output ids than tokens": ({"output_ids": [[1, 2], [], [], []]}, "output_ids: found more ids in row 0"),
-    "unknown session": ({"session": [0, 1, 2, 3], "session_names": ["a"]}, "session: found 1 in row 1, expected 0 to 0"),
+    "unknown session": (
+        {"session": [0, 1, 2, 3], "session_names": ["a"]},
+        "session: found 1 in row 1, expected 0 to 0",
+    ),
     "unknown category": ({"category": [0, 0, 0, 1]}, "category: found 1 in row 3"),
     "missing dependency": ({"after": [[], [], [], [4]]}, "after: found 4 in entry 0, expected 0 to 3"),
     "waits for itself": ({"after": [[], [], [], [3]]}, "request 3 waits for itself"),
@@ -348,7 +353,7 @@ def test_access_trace_views_and_file(tmp_path: Path) -> None:
 def test_chunks_join_to_the_whole(cuts: set[int]) -> None:
     whole = access(bytes=[-1, 7, -1, -1, 0])
     places = [0, *sorted(cuts), 3]
-    parts = [whole.steps(a, b) for a, b in zip(places, places[1:], strict=False)]
+    parts = [whole.steps(a, b) for a, b in pairwise(places)]
     stream = AccessStream(whole.blocks, whole.meta, lambda: parts, total_steps=3)
     assert stream.whole() == whole
     assert stream.whole() == whole, "a stream may be read again"
