@@ -722,6 +722,28 @@ class Store:
                 self.unheld += part
             self.count_read(min(t, len(self.tiers) - 1), b, part)
 
+    def pin(self, b: int) -> None:
+        """Keep b from being a victim until it is unpinned as often."""
+        self._pin(b, 1)
+
+    def unpin(self, b: int) -> None:
+        """Take one pin back."""
+        self._pin(b, -1 if self.pins.get(b) else 0)
+
+    def prefetch(self, b: int) -> None:
+        """Bring b up as a look-up would, without counting one."""
+        t = self.nearest(b)
+        if t:
+            self.count_read(t, b, self.size[b])
+            self.promote(b, t)
+
+    def demote(self, b: int, u: int) -> None:
+        """Move b's copy from tier u to the one below."""
+        if b in self.copies[u] and not self.pins.get(b) and u + 1 < len(self.tiers):
+            self.counts["demoted_out"][u][self.kind[b]] += 1
+            self._remove(u, b, DEMOTE)
+            self.settle(b, u + 1, u)
+
     def request(self, hook: str, *arguments: Any) -> None:
         """Tell every policy that a request begins or ends."""
         for policy in self.policies:

@@ -93,7 +93,8 @@ cdef class Store:
     cdef uint16_t *where                   # tiers that hold a copy
     cdef uint8_t *seen                     # was resident once
     cdef uint8_t *held                     # was in the nearest tier after its last look-up
-    cdef int32_t *pins
+    cdef int32_t *pins                     # by callers, and in flight
+    cdef int32_t *own_pins                 # by callers
     cdef int64_t *next_use
     cdef bytes_t *child_bytes              # of the children that are resident somewhere
     cdef readonly list policies

@@ -119,6 +119,7 @@ cdef class Store:
         free(self.seen)
         free(self.held)
         free(self.pins)
+        free(self.own_pins)
         free(self.next_use)
         free(self.child_bytes)
         if self.policies is not None:
@@ -197,6 +198,7 @@ cdef class Store:
                 or grow_array(<void **>&self.seen, 1, self.n, n, 0) < 0
                 or grow_array(<void **>&self.held, 1, self.n, n, 0) < 0
                 or grow_array(<void **>&self.pins, sizeof(int32_t), self.n, n, 0) < 0
+                or grow_array(<void **>&self.own_pins, sizeof(int32_t), self.n, n, 0) < 0
                 or grow_array(<void **>&self.child_bytes, sizeof(bytes_t), self.n, n, 0) < 0
                 or grow_array(<void **>&self.next_use, sizeof(int64_t), self.n, n, 0) < 0):
             return -1
@@ -617,10 +619,14 @@ cdef class Store:
             self.settle(b, u + 1, u)
 
     cdef void pin(self, block_t b) noexcept nogil:
-        self.pins[b] += 1
+        """Keep b from being a victim until it is unpinned as often."""
+        if self.own_pins[b] < 0x3ffffff0:
+            self.own_pins[b] += 1
+            self.pins[b] += 1
 
     cdef void unpin(self, block_t b) noexcept nogil:
-        if self.pins[b] > 0:
+        if self.own_pins[b] > 0:
+            self.own_pins[b] -= 1
             self.pins[b] -= 1
 
     cdef void begin_request(self, int64_t request) noexcept nogil:
@@ -697,7 +703,7 @@ cdef class Store:
             p = self.parent[b]
             if p >= 0 and self.where[b] and not self.where[p]:
                 lost += self.bytes[b]
-            if self.pins[b] != 0:
+            if self.pins[b] != self.own_pins[b]:
                 return NOT_CONSERVED
         return OK if lost == self.unreachable else NOT_CONSERVED
 
@@ -713,6 +719,52 @@ cdef class Store:
         with nogil:
             status = self.audit()
         raise_status(status, self.policies)
+
+    def act(self, str verb, block_t b, int t=0, bytes_t used=-1):
+        """Do one thing to one block: what a loop does to the store, a step at a time.
+
+        Parameters
+        ----------
+        verb : {"lookup", "read", "write", "free", "context", "pin", "unpin", "prefetch", "demote"}
+        b : int
+            A block.
+        t : int
+            The tier that `demote` takes it from.
+        used : int
+            Bytes of the access, -1 for the block's own.
+
+        Raises
+        ------
+        ValueError
+            If the verb is unknown or a number out of range.
+        """
+        if not 0 <= b < self.n or not 0 <= t < self.n_tiers or not -1 <= used <= (<int64_t>1 << MAX_SHIFT):
+            raise ValueError(f"block {b}, tier {t} or {used} bytes are out of range")
+        self.mult = 1
+        self.begin_step()
+        if verb == "lookup":
+            self.lookup(b, used)
+        elif verb == "read":
+            self.read(b, used)
+        elif verb == "write":
+            self.write(b, used)
+        elif verb == "free":
+            self.drop(b)
+        elif verb == "context":
+            self.context(b, used)
+        elif verb == "pin":
+            self.pin(b)
+        elif verb == "unpin":
+            self.unpin(b)
+        elif verb == "prefetch":
+            self.prefetch(b)
+        elif verb == "demote":
+            self.demote(b, t)
+        else:
+            raise ValueError(f"the store cannot {verb!r}")
+        if self.status == OK:
+            self.status = self.end_step(1)
+        raise_status(self.status, self.policies)
 
     def resident(self, int t):
         """Return the blocks with a copy in tier t, the home's own not among them, as a list."""

@@ -194,10 +194,10 @@ def core(world: World, policies: list[Any] | None = None, cuts: tuple[int, ...] 
     return running.result()
 
 
-def specification(world: World) -> dict[str, Any]:
-    """Replay in the specification."""
+def specified(world: World) -> reference.Store:
+    """Return the specification's store of a world."""
     policies = [reference.POLICIES[name](seed=world.seed) for name in world.policies]
-    store = reference.Store(
+    return reference.Store(
         world.tiers,
         world.movements,
         policies,
@@ -206,4 +206,8 @@ def specification(world: World) -> dict[str, Any]:
         prefix_rule=world.prefix_rule,
         workspace_bytes=world.workspace,
     )
-    return reference.replay(store, reference.Clock(world.tiers, world.links, **world.pace), world.steps)
+
+
+def specification(world: World) -> dict[str, Any]:
+    """Replay in the specification."""
+    return reference.replay(specified(world), reference.Clock(world.tiers, world.links, **world.pace), world.steps)
