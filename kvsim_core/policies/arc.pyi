@@ -1,7 +1,0 @@
-from typing_extensions import disjoint_base
-
-from kvsim_core._policy import Policy
-
-@disjoint_base
-class ARC(Policy):
-    def __init__(self, *, seed: int = 0) -> None: ...
