@@ -81,7 +81,7 @@ def peer_has(module: str) -> bool:
 
 def machine() -> dict[str, str]:
     """Say what ran: processor, system, Python, kvsim, and the commit if there is one."""
-    import numpy
+    import numpy as np
 
     import kvsim
 
@@ -99,7 +99,7 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "kvsim": kvsim.__version__,
         "commit": commit.stdout.strip() if commit.returncode == 0 else "",
     }

@@ -49,8 +49,8 @@ def test_a_third_partys_cython_policy(tmp_path: Path) -> None:
     shutil.copytree(SOURCE, package)
     # An editable install serves Python through an import hook, which Cython's search for .pxd files does not know.
     home = str(Path(kvsim_core.__file__).parents[1])
-    words = [sys.executable, "-c", f"import sys; sys.path.insert(1, {home!r}); sys.argv = ['setup.py', *sys.argv[1:]];"
-             "exec(open('setup.py').read())"]  # fmt: skip
+    start = f"import sys; sys.path.insert(1, {home!r}); sys.argv = ['setup.py', *sys.argv[1:]];"
+    words = [sys.executable, "-c", start + "exec(open('setup.py').read())"]
     for command in (["build_ext", "--inplace"], ["egg_info"]):
         done = subprocess.run([*words, *command], cwd=package, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
