@@ -6,6 +6,7 @@ Order of calls for one tier: `grow` (before any block with a new id), `attach` o
 """
 from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 
+from kvsim_core._structures cimport heap_remove, heap_set, heap_t, list_t, node_t
 from kvsim_core._types cimport block_t, bytes_t, tick_t
 
 cdef enum:
@@ -71,6 +72,49 @@ cdef struct policy_t:
 cdef inline bint evictable(const view_t *view, block_t b) noexcept nogil:
     """Whether the store lets `b` go: not pinned and, in a leaf-only tier, without a child here."""
     return view.pins[b] == 0 and (not view.leaf_only or view.children[b] == 0)
+
+# -- what most policies share ---------------------------------------------------------------------------------
+
+cdef inline block_t oldest(const view_t *view, const node_t *nodes, const list_t *queue) noexcept nogil:
+    """The block nearest to the tail that may go, or REFUSE."""
+    cdef block_t b = queue.tail
+    while b >= 0 and not evictable(view, b):
+        b = nodes[b].prev
+    return b if b >= 0 else REFUSE
+
+cdef inline block_t smallest(const view_t *view, heap_t *heap, block_t *aside, int64_t limit) noexcept nogil:
+    """The block of the smallest key below `limit` that may go, or REFUSE; `aside` has room for all blocks."""
+    cdef block_t found = REFUSE
+    cdef block_t b
+    cdef block_t k = 0
+    while heap.size > 0:
+        b = heap.slots[0]
+        if heap.first[b] >= limit:
+            break
+        if evictable(view, b):
+            found = b
+            break
+        heap_remove(heap, b)
+        aside[k] = b
+        k += 1
+    while k > 0:
+        k -= 1
+        b = aside[k]
+        heap_set(heap, b, heap.first[b], heap.second[b])
+    return found
+
+cdef inline void fill(policy_t *slot, void *state, grow_fn grow, attach_fn attach, block_fn on_hit, block_fn on_insert,
+                      remove_fn on_remove, victim_fn victim, plain_fn reset) noexcept:
+    """Fill the hooks that every policy has, for one that never refuses; the rest is set by name."""
+    slot.flags = ADMITS_ALL
+    slot.state = state
+    slot.grow = grow
+    slot.attach = attach
+    slot.on_hit = on_hit
+    slot.on_insert = on_insert
+    slot.on_remove = on_remove
+    slot.victim = victim
+    slot.reset = reset
 
 cdef class Policy:
     """Owner of one filled slot. A subclass sets the members of `c` in `__cinit__`."""

@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, DEMOTE, EVICT, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport DEMOTE, EVICT, Policy, fill, oldest, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t
 from kvsim_core._types cimport block_t, bytes_t
 
@@ -103,23 +103,14 @@ cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
         trim(s)
 
 
-cdef block_t oldest(arc_t *s, int at) noexcept nogil:
-    cdef block_t b = s.q[at].tail
-    while b >= 0 and not evictable(s.view, b):
-        b = s.nodes[b].prev
-    return b
-
-
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef arc_t *s = <arc_t *>state
     cdef int first = T2
     cdef block_t b
     if s.q[T1].size > 0 and (s.size[T1] > s.target or (s.where[incoming] == B2 and s.size[T1] == s.target)):
         first = T1
-    b = oldest(s, first)
-    if b < 0:
-        b = oldest(s, T2 if first == T1 else T1)
-    return b if b >= 0 else REFUSE
+    b = oldest(s.view, s.nodes, &s.q[first])
+    return b if b >= 0 else oldest(s.view, s.nodes, &s.q[T2 if first == T1 else T1])
 
 
 cdef void reset(void *state) noexcept nogil:
@@ -139,16 +130,8 @@ cdef class ARC(Policy):
 
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(arc_t))
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
         self.c.on_miss = on_miss
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
         reset(&self.s)
 
     def __dealloc__(self):

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport NEEDS_FUTURE, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport NEEDS_FUTURE, Policy, fill, smallest, view_t
 from kvsim_core._structures cimport grow_array, heap_free, heap_grow, heap_remove, heap_set, heap_t
 from kvsim_core._types cimport block_t
 
@@ -47,24 +47,7 @@ cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
 
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef belady_t *s = <belady_t *>state
-    cdef block_t found = REFUSE
-    cdef block_t b
-    cdef block_t k = 0
-    while s.heap.size > 0:
-        b = s.heap.slots[0]
-        if -s.heap.first[b] <= s.view.next_use[incoming]:
-            break
-        if evictable(s.view, b):
-            found = b
-            break
-        heap_remove(&s.heap, b)
-        s.aside[k] = b
-        k += 1
-    while k > 0:
-        k -= 1
-        b = s.aside[k]
-        heap_set(&s.heap, b, s.heap.first[b], s.heap.second[b])
-    return found
+    return smallest(s.view, &s.heap, s.aside, -s.view.next_use[incoming])
 
 
 cdef void reset(void *state) noexcept nogil:
@@ -80,15 +63,8 @@ cdef class Belady(Policy):
 
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(belady_t))
+        fill(&self.c, &self.s, grow, attach, on_use, on_use, on_remove, victim, reset)
         self.c.flags = NEEDS_FUTURE
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_use
-        self.c.on_insert = on_use
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
 
     def __dealloc__(self):
         heap_free(&self.s.heap)

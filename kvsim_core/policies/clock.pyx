@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport REFUSE, Policy, evictable, fill, oldest, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
 from kvsim_core._types cimport block_t
 
@@ -75,15 +75,7 @@ cdef class Clock(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(clock_t))
         list_clear(&self.s.order)
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
 
     def __dealloc__(self):
         free(self.s.nodes)

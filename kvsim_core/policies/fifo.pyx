@@ -2,7 +2,7 @@
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport Policy, fill, oldest, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t
 from kvsim_core._types cimport block_t
 
@@ -44,10 +44,7 @@ cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
 
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef fifo_t *s = <fifo_t *>state
-    cdef block_t b = s.order.tail
-    while b >= 0 and not evictable(s.view, b):
-        b = s.nodes[b].prev
-    return b if b >= 0 else REFUSE
+    return oldest(s.view, s.nodes, &s.order)
 
 
 cdef void reset(void *state) noexcept nogil:
@@ -61,15 +58,7 @@ cdef class FIFO(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(fifo_t))
         list_clear(&self.s.order)
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
 
     def __dealloc__(self):
         free(self.s.nodes)

@@ -1,10 +1,10 @@
 """Least frequently used: evicts the block used least often since it came; ties go to the least recent use. O(log
 n)."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport Policy, fill, smallest, view_t
 from kvsim_core._structures cimport grow_array, heap_free, heap_grow, heap_remove, heap_set, heap_t
 from kvsim_core._types cimport block_t
 
@@ -49,22 +49,7 @@ cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
 
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef lfu_t *s = <lfu_t *>state
-    cdef block_t found = REFUSE
-    cdef block_t b
-    cdef block_t k = 0
-    while s.heap.size > 0:
-        b = s.heap.slots[0]
-        if evictable(s.view, b):
-            found = b
-            break
-        heap_remove(&s.heap, b)
-        s.aside[k] = b
-        k += 1
-    while k > 0:
-        k -= 1
-        b = s.aside[k]
-        heap_set(&s.heap, b, s.heap.first[b], s.heap.second[b])
-    return found
+    return smallest(s.view, &s.heap, s.aside, INT64_MAX)
 
 
 cdef void reset(void *state) noexcept nogil:
@@ -81,15 +66,7 @@ cdef class LFU(Policy):
 
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(lfu_t))
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
 
     def __dealloc__(self):
         heap_free(&self.s.heap)

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport Policy, fill, oldest, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
 from kvsim_core._types cimport block_t
 
@@ -66,10 +66,7 @@ cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
 
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
-    cdef block_t b = s.order.tail
-    while b >= 0 and not evictable(s.view, b):
-        b = s.nodes[b].prev
-    return b if b >= 0 else REFUSE
+    return oldest(s.view, s.nodes, &s.order)
 
 
 cdef void on_request_begin(void *state, int64_t request) noexcept nogil:
@@ -107,17 +104,9 @@ cdef class LRU(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(lru_t))
         list_clear(&self.s.order)
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
         self.c.on_request_begin = on_request_begin
         self.c.on_request_end = on_request_end
-        self.c.reset = reset
 
     def __dealloc__(self):
         free(self.s.nodes)

@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport REFUSE, Policy, evictable, fill, view_t
 from kvsim_core._structures cimport grow_array, splitmix64
 from kvsim_core._types cimport block_t
 
@@ -93,15 +93,7 @@ cdef class Random(Policy):
         memset(&self.s, 0, sizeof(random_t))
         self.s.seed = seed
         self.s.stream = seed
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
 
     def __dealloc__(self):
         free(self.s.blocks)

@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, DEMOTE, EVICT, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport DEMOTE, EVICT, REFUSE, Policy, evictable, fill, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
 from kvsim_core._types cimport block_t, bytes_t
 
@@ -159,15 +159,7 @@ cdef class S3FIFO(Policy):
 
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(s3_t))
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
         reset(&self.s)
 
     def __dealloc__(self):

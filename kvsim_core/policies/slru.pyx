@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport ADMITS_ALL, REFUSE, Policy, evictable, view_t
+from kvsim_core._policy cimport Policy, fill, oldest, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
 from kvsim_core._types cimport block_t, bytes_t
 
@@ -71,19 +71,10 @@ cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
         list_unlink(&s.probation, s.nodes, b)
 
 
-cdef block_t oldest(slru_t *s, const list_t *q) noexcept nogil:
-    cdef block_t b = q.tail
-    while b >= 0 and not evictable(s.view, b):
-        b = s.nodes[b].prev
-    return b
-
-
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef slru_t *s = <slru_t *>state
-    cdef block_t b = oldest(s, &s.probation)
-    if b < 0:
-        b = oldest(s, &s.protected)
-    return b if b >= 0 else REFUSE
+    cdef block_t b = oldest(s.view, s.nodes, &s.probation)
+    return b if b >= 0 else oldest(s.view, s.nodes, &s.protected)
 
 
 cdef void reset(void *state) noexcept nogil:
@@ -99,15 +90,7 @@ cdef class SLRU(Policy):
 
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(slru_t))
-        self.c.flags = ADMITS_ALL
-        self.c.state = &self.s
-        self.c.grow = grow
-        self.c.attach = attach
-        self.c.on_hit = on_hit
-        self.c.on_insert = on_insert
-        self.c.on_remove = on_remove
-        self.c.victim = victim
-        self.c.reset = reset
+        fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
         reset(&self.s)
 
     def __dealloc__(self):
