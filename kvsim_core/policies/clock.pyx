@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport REFUSE, Policy, evictable, fill, oldest, view_t
+from kvsim_core._policy cimport REFUSE, Policy, evictable, fill, view_t
 from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
 from kvsim_core._types cimport block_t
 
