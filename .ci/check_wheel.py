@@ -21,7 +21,7 @@ def contents(sdist: str, wheel: str) -> None:
         source = {name.partition("/")[2] for name in archive.getnames()}
     with zipfile.ZipFile(wheel) as archive:
         built = set(archive.namelist())
-    modules = {name.removesuffix(".pyx") for name in source if name.endswith(".pyx")}
+    modules = {name.removesuffix(".pyx") for name in source if name.startswith("kvsim_core") and name.endswith(".pyx")}
     libraries = {name.partition(".")[0] for name in built if name.endswith((".so", ".pyd"))}
     assert modules, f"{sdist}: found no .pyx"
     assert modules == libraries, f"{wheel}: found {sorted(libraries)}, expected {sorted(modules)}"

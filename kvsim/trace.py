@@ -573,10 +573,10 @@ class RequestTrace:
     def from_lists(
         cls,
         *,
-        name: str,
         block_tokens: int,
         input_tokens: ArrayLike,
         output_tokens: ArrayLike,
+        name: str = "requests",
         source: str = "",
         arrival_s: ArrayLike | None = None,
         arrival_ps: ArrayLike | None = None,

@@ -369,17 +369,20 @@ def test_out_of_memory(here: _Here, good: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 @pytest.mark.parametrize("command", [("compare", "--scale", "20"), ("generate", "chat", "--sessions", "2000000")])
 def test_interrupted_in_the_middle(tmp_path: Path, command: tuple[str, ...]) -> None:
-    running = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "kvsim", *command, "-o", str(tmp_path / "out.npz")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        time.sleep(2.0)
-        assert running.poll() is None, running.communicate()
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
-    finally:
-        running.kill()
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    ) as running:
+        try:
+            time.sleep(4.0)
+            assert running.poll() is None, running.communicate()
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 1, err
     assert err == "kvsim: interrupted\n"
     assert out == ""

@@ -35,7 +35,7 @@ trace = kvsim.RequestTrace.from_lists(
     arrival_s=np.arange(500.0), input_tokens=[16 * len(c) for c in chains], output_tokens=[1] * 500,
     block_ids=chains, block_tokens=16,
 )
-found = kvsim.curve(trace, policies=["mru", "leaf-mru", MRU], capacities=[1, 7, 60, 400])
+found = kvsim.curve(trace, policies=["mru", "leaf-mru", MRU], capacities=[1, 7, 60, 4000])
 check_policy("mru", max_examples=20)
 import kvsim_mru
 check_policy(kvsim_mru.MRU, max_examples=5)
