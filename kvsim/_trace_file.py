@@ -1,4 +1,4 @@
-"""kvsim's own trace files: .npz for both sorts of trace, .parquet for requests."""
+"""kvsim's own trace files: .npz and, with PyArrow, .parquet; each for both sorts of trace."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ __all__ = ["FORMAT_VERSION", "load", "load_npz", "load_parquet", "save", "save_n
 
 FORMAT_VERSION = 1
 _KEY = b"kvsim"
+_BLOCKS = "blocks/"
+_ACCESSES = {"block", "op", "bytes"}
 _OWN = {"block_parent", "block_position", "block_length", "block_id", "block_namespace", "block_label"}
 _Trace = RequestTrace | AccessTrace
 
@@ -56,15 +58,30 @@ def _columns(thing: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {k: v for k, v in values.items() if k not in arrays}, arrays
 
 
-def save_npz(trace: _Trace, path: str | os.PathLike[str]) -> None:
-    """Write a trace to a .npz file."""
+def _parts(trace: _Trace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a trace's plain values and its arrays, those of an access trace's blocks by ``blocks/NAME``."""
     plain, arrays = _columns(trace)
     if isinstance(trace, AccessTrace):
         table, table_arrays = _columns(plain.pop("blocks"))
-        plain = {"meta": dataclasses.asdict(trace.meta), "blocks": table} | {
-            k: v for k, v in plain.items() if k != "meta"
-        }
-        arrays |= {f"blocks/{k}": v for k, v in table_arrays.items()}
+        rest = {k: v for k, v in plain.items() if k != "meta"}
+        plain = {"meta": dataclasses.asdict(trace.meta), "blocks": table, **rest}
+        arrays |= {f"{_BLOCKS}{k}": v for k, v in table_arrays.items()}
+    return plain, arrays
+
+
+def _whole(kind: str, fields: dict[str, Any], arrays: dict[str, Any]) -> _Trace:
+    """Return the trace that :func:`_parts` took apart."""
+    if kind == "requests":
+        return RequestTrace(**fields, **arrays)
+    meta = TraceMeta(**{k: _tuples(v) for k, v in fields.pop("meta").items()})
+    table = {k: _tuples(v) for k, v in fields.pop("blocks").items()}
+    table |= {k.removeprefix(_BLOCKS): arrays.pop(k) for k in list(arrays) if k.startswith(_BLOCKS)}
+    return AccessTrace(blocks=BlockTable(**table), meta=meta, **fields, **arrays)
+
+
+def save_npz(trace: _Trace, path: str | os.PathLike[str]) -> None:
+    """Write a trace to a .npz file."""
+    plain, arrays = _parts(trace)
     head = json.dumps({**_head(trace), "fields": plain})
     with atomic_file(path) as file:
         members: dict[str, Any] = {"head.json": np.array(head), **arrays}
@@ -81,12 +98,7 @@ def load_npz(path: str | os.PathLike[str], content: bytes | None = None) -> _Tra
             arrays: dict[str, Any] = {k: members[k] for k in members.files if k != "head.json"}
         kind = _checked_head(path, head)
         fields = {k: _tuples(v) for k, v in head["fields"].items()}
-        if kind == "requests":
-            return RequestTrace(**fields, **arrays)
-        meta = TraceMeta(**{k: _tuples(v) for k, v in fields.pop("meta").items()})
-        table = {k: _tuples(v) for k, v in fields.pop("blocks").items()}
-        table |= {k.removeprefix("blocks/"): arrays.pop(k) for k in list(arrays) if k.startswith("blocks/")}
-        return AccessTrace(blocks=BlockTable(**table), meta=meta, **fields, **arrays)
+        return _whole(kind, fields, arrays)
     except KvsimError as error:
         raise TraceError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     except FileNotFoundError:
@@ -124,33 +136,44 @@ def _checked_head(path: str | os.PathLike[str], head: Any) -> str:
 
 
 def save_parquet(trace: _Trace, path: str | os.PathLike[str]) -> None:
-    """Write requests to a Parquet file: a row a request, its own blocks and dependencies as lists (needs PyArrow)."""
-    if not isinstance(trace, RequestTrace):
-        raise TraceError(f"{path}: found an AccessTrace, expected a RequestTrace (access traces are saved as .npz)")
+    """Write a trace to a Parquet file (needs PyArrow).
+
+    A row a request, its own blocks and dependencies as lists; or a row a step, its accesses as lists, and the table of
+    blocks as lists of the first row.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise missing("pyarrow", "parquet") from None
-    plain, arrays = _columns(trace)
-    labels = plain.pop("block_label")
-    after_offsets = arrays.pop("after_offsets")
+    plain, arrays = _parts(trace)
     columns: dict[str, Any] = {}
+    if isinstance(trace, RequestTrace):
+        labels = plain.pop("block_label")
+        cuts = dict.fromkeys(_OWN, trace.own_offsets) | {"after": arrays.pop("after_offsets")}
+        if labels is not None:
+            columns["block_label"] = pa.LargeListArray.from_arrays(
+                pa.array(trace.own_offsets), pa.array(labels, pa.string())
+            )
+    else:
+        steps = len(trace.arrival_ps)
+        if not steps:
+            raise TraceError(f"{path}: found an access trace without steps, expected one at least (or save as .npz)")
+        first = np.append(0, np.full(steps, trace.blocks.n, dtype=np.int64))
+        cuts = dict.fromkeys(_ACCESSES, arrays.pop("offsets"))
+        cuts |= {name: first for name in arrays if name.startswith(_BLOCKS)}
     for name, array in arrays.items():
-        cuts = trace.own_offsets if name in _OWN else after_offsets if name == "after" else None
-        values = pa.array(array)
-        columns[name] = values if cuts is None else pa.LargeListArray.from_arrays(pa.array(cuts), values)
-    if labels is not None:
-        columns["block_label"] = pa.LargeListArray.from_arrays(
-            pa.array(trace.own_offsets), pa.array(labels, pa.string())
-        )
+        if array.ndim == 2:  # by operation
+            array = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+        values = pa.array(array) if isinstance(array, np.ndarray) else array
+        columns[name] = values if name not in cuts else pa.LargeListArray.from_arrays(pa.array(cuts[name]), values)
     head = json.dumps({**_head(trace), "fields": plain})
     table = pa.table(columns).replace_schema_metadata({_KEY: head.encode()})
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
-def load_parquet(path: str | os.PathLike[str], content: bytes | None = None) -> RequestTrace:
+def load_parquet(path: str | os.PathLike[str], content: bytes | None = None) -> _Trace:
     """Read what :func:`save_parquet` wrote, from the file or from its `content`."""
     try:
         import pyarrow as pa
@@ -164,17 +187,26 @@ def load_parquet(path: str | os.PathLike[str], content: bytes | None = None) -> 
         if _KEY not in metadata:
             raise TraceError(f"{path}: found no key 'kvsim' in the metadata, expected a trace saved by kvsim")
         head = json.loads(metadata[_KEY])
-        if _checked_head(path, head) != "requests":
-            raise TraceError(f"{path}: found {head['format']!r}, expected 'kvsim requests'")
-        fields: dict[str, Any] = {"block_label": None} | {k: _tuples(v) for k, v in head["fields"].items()}
+        kind = _checked_head(path, head)
+        fields = {k: _tuples(v) for k, v in head["fields"].items()}
+        if kind == "requests":
+            fields.setdefault("block_label", None)
+        arrays: dict[str, Any] = {}
         for name in table.column_names:
             column = table.column(name).combine_chunks()
             if pa.types.is_large_list(column.type):
-                if name == "after":
-                    fields["after_offsets"] = column.offsets.to_numpy().astype(np.int64)
+                if name in ("after", "block"):
+                    offsets = "after_offsets" if name == "after" else "offsets"
+                    arrays[offsets] = column.offsets.to_numpy().astype(np.int64)
                 column = column.flatten()
-            fields[name] = tuple(column.to_pylist()) if name == "block_label" else column.to_numpy(zero_copy_only=False)
-        return RequestTrace(**fields)
+            if pa.types.is_fixed_size_list(column.type):
+                width = column.type.list_size
+                arrays[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+            elif name == "block_label":
+                fields[name] = tuple(column.to_pylist())
+            else:
+                arrays[name] = column.to_numpy(zero_copy_only=False)
+        return _whole(kind, fields, arrays)
     except KvsimError as error:
         raise TraceError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     except FileNotFoundError:

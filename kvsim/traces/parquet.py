@@ -1,7 +1,8 @@
-"""kvsim's own requests as Parquet, for other tools to read (needs PyArrow).
+"""kvsim's own traces as Parquet, for other tools to read (needs PyArrow).
 
-A row is a request. The blocks that it was the first to name stand in its row as lists (`block_parent`, `block_id` …),
-so block b is the b-th entry of these lists taken together.
+Of requests, a row is a request. The blocks that it was the first to name stand in its row as lists (`block_parent`,
+`block_id` …), so block b is the b-th entry of these lists taken together. Of accesses, a row is a step, its accesses
+lists; the table of blocks (`blocks/…`) stands in the first row.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from os import PathLike
 from pathlib import Path
 
 from kvsim._trace_file import load_parquet, save_parquet
-from kvsim.trace import RequestTrace
+from kvsim.trace import AccessTrace, RequestTrace
 from kvsim.traces._io import is_compressed, read_all
 
 NAME = "parquet"
-TITLE = "kvsim's own .parquet: requests, every column kept (extra 'parquet')"
+TITLE = "kvsim's own .parquet: every column kept (extra 'parquet')"
 
 write = save_parquet
 
@@ -24,7 +25,7 @@ def detect(path: Path, head: bytes) -> float:
     return 0.9 if head[:4] == b"PAR1" else 0.0
 
 
-def read(path: str | PathLike[str]) -> RequestTrace:
+def read(path: str | PathLike[str]) -> RequestTrace | AccessTrace:
     """Read a trace that kvsim saved; TraceError for anything else."""
     path = Path(path)
     return load_parquet(path, read_all(path) if is_compressed(path) else None)

@@ -452,3 +452,23 @@ def test_shown_for_people() -> None:
     assert "&lt;b&gt;" in simple(name="<b>")._repr_html_()
     assert "4 in 3 rows" in repr(access())
     assert "<table" in access()._repr_html_()
+
+
+@pytest.mark.parametrize("ending", [".npz", ".parquet"])
+@pytest.mark.parametrize("sizes", [None, [-1, 5, -1, 7, 0]])
+def test_access_traces_read_back_equal(tmp_path: Path, ending: str, sizes: list[int] | None) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    made = access(bytes=sizes)
+    made.save(tmp_path / f"t{ending}")
+    assert AccessTrace.load(tmp_path / f"t{ending}") == made
+    assert read_trace(tmp_path / f"t{ending}") == made
+
+
+def test_an_access_trace_of_a_model_reads_back_equal(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from kvsim.model import Model
+
+    made = simple().accesses(Model.load("llama-3.1-8b")).whole()
+    made.save(tmp_path / "t.parquet")
+    assert read_trace(tmp_path / "t.parquet") == made
