@@ -143,6 +143,14 @@ def next_uses(const int32_t[::1] last_block, const int32_t[::1] parent, const in
     return result[:total], result_written[:written]
 
 
+cdef inline int64_t held(int64_t tokens, int64_t prompt, block_t k, int64_t block_tokens) noexcept nogil:
+    """What block k of a prompt holds of it: its part of the prompt, or its own tokens where blocks are not equal."""
+    if block_tokens <= 0:
+        return tokens
+    prompt -= k * block_tokens
+    return max(<int64_t>0, min(block_tokens, prompt))
+
+
 cdef block_t beyond(
         block_t output, block_t prompt, const int32_t[::1] parent, const int32_t[::1] position) noexcept nogil:
     """How many blocks the chain of `output` has that the chain of `prompt` has not."""
@@ -197,6 +205,8 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
         Fresh, or of an earlier call: it is reset.
     capacity : int
         Of the tier.
+    block_tokens : int
+        Tokens of every full block: a hit is then worth its part of this prompt; 0: what `tokens` says.
     prefix, leaf_only : bool
         The hit rule; whether only leaves may be evicted.
     half_block : bool
@@ -231,7 +241,7 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
     cdef block_t *chain = NULL
     cdef block_t *written_chain = NULL
     cdef block_t deepest = 0, b, length, k, own_blocks
-    cdef int64_t own, base, total = 0
+    cdef int64_t base, total = 0
     cdef bint counted, broken
     check_chains(last_block, parent, position)
     if tokens.shape[0] != m or size.shape[0] != m or prompt_tokens.shape[0] != n:
@@ -324,13 +334,10 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                         run.policy.on_hit(run.policy.state, b)
                         if counted and not (prefix and broken):
                             hit_blocks += 1
-                            own = tokens[b]
-                            if block_tokens > 0 and prompt_tokens[r] - k * block_tokens < own:
-                                own = prompt_tokens[r] - k * block_tokens
-                            hit_halves += 2 * own
+                            hit_halves += 2 * held(tokens[b], prompt_tokens[r], k, block_tokens)
                         continue
                     if half_block and not broken and counted:
-                        hit_halves += tokens[b]
+                        hit_halves += held(tokens[b], prompt_tokens[r], k, block_tokens)
                     broken = True
                     if not insert(&run, b) and prefix:
                         break

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvsim
 from kvsim_core import curve, next_uses, registered
 
 ADMIT_ALL = sorted(name for name, make in registered().items() if make().admits_all)
@@ -88,3 +89,15 @@ def test_room_for_all_hits_all_but_the_first(policy: str, trace) -> None:
 @settings(max_examples=20)
 def test_no_room_hits_nothing(policy: str, trace) -> None:
     assert hits(trace, policy, 0) == 0
+
+
+def test_a_hit_is_worth_its_part_of_the_prompt() -> None:
+    """An id that was first seen as a partial block counts whole where a prompt fills it."""
+    trace = kvsim.RequestTrace.from_lists(
+        block_tokens=4, input_tokens=[6, 8, 8], output_tokens=[1] * 3, block_ids=[[1, 2]] * 3, arrival_s=[0, 1, 2]
+    )
+    found = kvsim.curve(trace, capacities=[10], weight="token")
+    assert found.hit_count.tolist() == [[16]]
+    assert found.total == 22
+    half = kvsim.curve(trace, capacities=[0], weight="token", hit_rule="prefix", half_block=True)
+    assert half.hit_count.tolist() == [[6.0]]
