@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_every_number_of_a_preset_has_a_source(name: str) -> None:
         source = model.source(key)
         assert source is not None
         assert source.text
-    text = (Path(__file__).parents[2] / "kvsim" / "presets" / "models" / f"{name}.toml").read_text()
+    text = files("kvsim").joinpath("presets", "models", f"{name}.toml").read_text()
     remembered = {key for key, source in model.sources.items() if source.quality == "memory"}
     assert bool(remembered) == ("memory" in text)
     assert {key for key, _ in model.doubtful()} >= remembered - {"*"}
