@@ -37,9 +37,13 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def missing(package: str, extra: str) -> KvsimError:
-    """Return the error for an optional package that is not installed."""
-    return KvsimError(f"{package} is not installed: found no module {package!r}, expected pip install 'kvsim[{extra}]'")
+def missing(package: str, extra: str, error: ImportError) -> KvsimError:
+    """Return the error for an optional package that is not installed, or that does not fit what is."""
+    if isinstance(error, ModuleNotFoundError):
+        found = f"{package} is not installed: found no module {package!r}"
+    else:
+        found = f"{package} cannot be used: found {' '.join(str(error).split())[:120]!r} on importing it"
+    return KvsimError(f"{found}, expected pip install 'kvsim[{extra}]'")
 
 
 def share_text(share: float | None, *, digits: int = 1) -> str:
@@ -126,8 +130,8 @@ class Table:
         """Return a pandas DataFrame (pip install 'kvsim[pandas]'); missing values are <NA>."""
         try:
             import pandas as pd
-        except ImportError:
-            raise missing("pandas", "pandas") from None
+        except ImportError as error:
+            raise missing("pandas", "pandas", error) from None
         frame = {}
         for name, values in self.to_dict().items():
             series = pd.Series(values, dtype=object if None in values else None)
@@ -140,8 +144,8 @@ class Table:
         """Return a PyArrow table (pip install 'kvsim[parquet]'); missing values are null."""
         try:
             import pyarrow as pa
-        except ImportError:
-            raise missing("pyarrow", "parquet") from None
+        except ImportError as error:
+            raise missing("pyarrow", "parquet", error) from None
         return pa.table(self.to_dict())
 
     def __repr__(self) -> str:

@@ -144,8 +144,8 @@ def save_parquet(trace: _Trace, path: str | os.PathLike[str]) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
-        raise missing("pyarrow", "parquet") from None
+    except ImportError as error:
+        raise missing("pyarrow", "parquet", error) from None
     plain, arrays = _parts(trace)
     columns: dict[str, Any] = {}
     if isinstance(trace, RequestTrace):
@@ -178,8 +178,8 @@ def load_parquet(path: str | os.PathLike[str], content: bytes | None = None) -> 
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
-        raise missing("pyarrow", "parquet") from None
+    except ImportError as error:
+        raise missing("pyarrow", "parquet", error) from None
     try:
         with _opened(path, content) as file:
             table = pq.read_table(file)

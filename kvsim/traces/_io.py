@@ -12,7 +12,6 @@ from typing import BinaryIO, NoReturn, TypeVar
 
 import msgspec
 
-from kvsim._table import missing
 from kvsim.errors import TraceError, shown
 from kvsim.trace import RequestTrace
 
@@ -76,10 +75,8 @@ def _gzip(path: Path, file: BinaryIO) -> Iterator[bytes]:
 
 
 def _zstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise missing("zstandard", "zstd") from None
+    import zstandard
+
     done, frame = 0, None
     # 64 KiB of input: what one call returns stays small even where data compress well
     while data := file.read(1 << 16):
