@@ -16,8 +16,12 @@ from libc.string cimport memset
 from kvsim_core._policy cimport (
     EVICT, Policy, acquire, evictable, policy_t, raise_status, release, view_t,
 )
-from kvsim_core._structures cimport grow_array
+from kvsim_core._structures cimport grow_array, prefetch
 from kvsim_core._types cimport BAD_VICTIM, OK, POLICY_FAILED, block_t, bytes_t
+
+
+cdef enum:
+    AHEAD = 12                # look-ups from a prefetch to its use
 
 
 cdef struct run_t:                # one policy at one capacity
@@ -27,16 +31,23 @@ cdef struct run_t:                # one policy at one capacity
     int32_t *children
     int32_t *pins
     int64_t *next_use
+    int32_t pinned            # pins of all blocks
     const bytes_t *size
-    const block_t *parent
+    bytes_t equal             # the size of every block, -1 if they differ
+    const block_t *parent     # NULL: no block has one
     int status
 
 
+cdef inline bytes_t size_of(const run_t *r, block_t b) noexcept nogil:
+    return r.equal if r.equal >= 0 else r.size[b]
+
+
 cdef inline bint make_room(run_t *r, block_t b) noexcept nogil:
+    cdef bytes_t wanted = size_of(r, b)
     cdef block_t v
-    if r.size[b] > r.view.capacity:
+    if wanted > r.view.capacity:
         return False
-    while r.view.used + r.size[b] > r.view.capacity:
+    while r.view.used + wanted > r.view.capacity:
         v = r.policy.victim(r.policy.state, b)
         if v < 0:
             return False
@@ -44,9 +55,9 @@ cdef inline bint make_room(run_t *r, block_t b) noexcept nogil:
             r.status = BAD_VICTIM
             return False
         r.resident[v] = 0
-        r.view.used -= r.size[v]
+        r.view.used -= size_of(r, v)
         r.view.resident -= 1
-        if r.parent[v] >= 0:
+        if r.parent != NULL and r.parent[v] >= 0:
             r.children[r.parent[v]] -= 1
         r.policy.on_remove(r.policy.state, v, EVICT)
     return True
@@ -54,9 +65,9 @@ cdef inline bint make_room(run_t *r, block_t b) noexcept nogil:
 
 cdef inline void add(run_t *r, block_t b) noexcept nogil:
     r.resident[b] = 1
-    r.view.used += r.size[b]
+    r.view.used += size_of(r, b)
     r.view.resident += 1
-    if r.parent[b] >= 0:
+    if r.parent != NULL and r.parent[b] >= 0:
         r.children[r.parent[b]] += 1
     r.policy.on_insert(r.policy.state, b)
 
@@ -68,6 +79,15 @@ cdef inline bint insert(run_t *r, block_t b) noexcept nogil:
         return False
     add(r, b)
     return True
+
+
+cdef inline int look(run_t *r, block_t b) noexcept nogil:
+    """Look b up: 1 a hit, 0 inserted, -1 refused."""
+    r.view.serial += 1
+    if r.resident[b]:
+        r.policy.on_hit(r.policy.state, b)
+        return 1
+    return 0 if insert(r, b) else -1
 
 
 def next_uses(const int32_t[::1] last_block, const int32_t[::1] parent, const int32_t[::1] position,
@@ -242,7 +262,8 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
     cdef block_t *written_chain = NULL
     cdef block_t deepest = 0, b, length, k, own_blocks
     cdef int64_t base, total = 0
-    cdef bint counted, broken
+    cdef bint counted, broken, flat = True, single
+    cdef int found
     check_chains(last_block, parent, position)
     if tokens.shape[0] != m or size.shape[0] != m or prompt_tokens.shape[0] != n:
         raise ValueError("the columns differ in length")
@@ -252,6 +273,7 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
         if size[i] < 0 or size[i] > (<int64_t>1 << 50) or tokens[i] < 0:
             raise ValueError(f"block {i}: size {size[i]} or tokens {tokens[i]} are out of range")
         deepest = max(deepest, position[i] + 1)
+        flat = flat and parent[i] < 0
     for r in range(n):
         if last_block[r] >= 0:
             total += position[last_block[r]] + 1
@@ -266,7 +288,13 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                 written += beyond(output[r], last_block[r], parent, position)
                 if output[r] >= 0:
                     deepest = max(deepest, position[output[r]] + 1)
+    single = flat and output_block is None and not (prefix and leaf_only) and total == n
     memset(&run, 0, sizeof(run_t))
+    run.equal = size[0] if m else -1
+    for i in range(m):
+        if size[i] != run.equal:
+            run.equal = -1
+            break
     if future is not None:
         uses = future
         if uses.shape[0] != total:
@@ -296,17 +324,45 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
         run.view.capacity = capacity
         if m:
             run.size = &size[0]
-            run.parent = &parent[0]
+            run.parent = &parent[0] if not flat else NULL
             run.view.position = &position[0]
+            run.view.parent = &parent[0]
         run.view.bytes = run.size
-        run.view.parent = run.parent
         run.view.children = run.children
         run.view.next_use = run.next_use
         run.view.pins = run.pins
+        run.view.pinned = &run.pinned
         if run.policy.attach != NULL:
             run.policy.attach(run.policy.state, &run.view)
         with nogil:
-            for r in range(n):
+            # Prompts of one block each, an access trace: nothing to walk, so what lies ahead can be fetched.
+            for r in range(n if single else 0):
+                if r + AHEAD < n:
+                    b = last_block[r + AHEAD]
+                    prefetch(&run.resident[b])
+                    if run.policy.hint != NULL:
+                        run.policy.hint(run.policy.state, b)
+                b = last_block[r]
+                if use != NULL:
+                    run.next_use[b] = use[r]
+                if run.policy.on_request_begin != NULL:
+                    run.policy.on_request_begin(run.policy.state, r)
+                found = look(&run, b)
+                if run.policy.on_request_end != NULL:
+                    run.policy.on_request_end(run.policy.state)
+                if r >= measure_from:
+                    all_tokens += prompt_tokens[r]
+                    all_blocks += 1
+                    if found > 0:
+                        hit_blocks += 1
+                        hit_halves += 2 * held(tokens[b], prompt_tokens[r], 0, block_tokens)
+                    elif half_block:
+                        hit_halves += held(tokens[b], prompt_tokens[r], 0, block_tokens)
+                if run.policy.failed:
+                    run.status = POLICY_FAILED
+                if run.status != OK:
+                    break
+            for r in range(0 if single else n):
                 b = last_block[r]
                 counted = r >= measure_from
                 if counted:
@@ -324,14 +380,14 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                 if prefix and leaf_only:
                     for k in range(length):
                         run.pins[chain[k]] += 1
+                    run.pinned += length
                 broken = False
                 for k in range(length):
                     b = chain[k]
                     if use != NULL:
                         run.next_use[b] = use[base + length - 1 - k]
-                    run.view.serial += 1
-                    if run.resident[b]:
-                        run.policy.on_hit(run.policy.state, b)
+                    found = look(&run, b)
+                    if found > 0:
                         if counted and not (prefix and broken):
                             hit_blocks += 1
                             hit_halves += 2 * held(tokens[b], prompt_tokens[r], k, block_tokens)
@@ -339,7 +395,7 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                     if half_block and not broken and counted:
                         hit_halves += held(tokens[b], prompt_tokens[r], k, block_tokens)
                     broken = True
-                    if not insert(&run, b) and prefix:
+                    if found < 0 and prefix:
                         break
                 if output != NULL and output[r] >= 0:
                     own_blocks = beyond(output[r], last_block[r], parent, position)
@@ -359,6 +415,7 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                 if prefix and leaf_only:
                     for k in range(length):
                         run.pins[chain[k]] -= 1
+                    run.pinned -= length
                 if run.policy.on_request_end != NULL:
                     run.policy.on_request_end(run.policy.state)
                 if run.policy.failed:

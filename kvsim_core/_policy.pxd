@@ -43,6 +43,7 @@ cdef struct view_t:          # what a policy may read; pointers may be NULL wher
     const int32_t *session
     const int32_t *priority
     const int32_t *pins
+    const int32_t *pinned    # one number: pins of all blocks together; while it is 0 none need be looked at
 
 ctypedef int (*grow_fn)(void *state, block_t n_blocks) noexcept nogil
 ctypedef void (*attach_fn)(void *state, const view_t *view) noexcept nogil
@@ -71,7 +72,7 @@ cdef struct policy_t:
 
 cdef inline bint evictable(const view_t *view, block_t b) noexcept nogil:
     """Whether the store lets `b` go: not pinned and, in a leaf-only tier, without a child here."""
-    return view.pins[b] == 0 and (not view.leaf_only or view.children[b] == 0)
+    return (view.pinned[0] == 0 or view.pins[b] == 0) and (not view.leaf_only or view.children[b] == 0)
 
 # -- what most policies share ---------------------------------------------------------------------------------
 

@@ -95,6 +95,7 @@ cdef class Store:
     cdef uint8_t *held                     # was in the nearest tier after its last look-up
     cdef int32_t *pins                     # by callers, and in flight
     cdef int32_t *own_pins                 # by callers
+    cdef int32_t pinned                    # all pins together
     cdef int64_t *next_use
     cdef bytes_t *child_bytes              # of the children that are resident somewhere
     cdef readonly list policies
@@ -119,6 +120,8 @@ cdef class Store:
     cdef int audit(self) noexcept nogil
     cdef int grow(self, block_t n) except? -1
     cdef bint quiet(self, block_t b, int h) noexcept nogil
+    cdef void hold(self, block_t b) noexcept nogil
+    cdef void let(self, block_t b) noexcept nogil
     cdef int insert(self, int t, block_t b) noexcept nogil
     cdef bint make_room(self, int t, block_t b) noexcept nogil
     cdef void evict(self, int t, block_t b) noexcept nogil

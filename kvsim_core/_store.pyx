@@ -188,6 +188,7 @@ cdef class Store:
             self.tier[t].view.tokens = self.tokens
             self.tier[t].view.next_use = self.next_use
             self.tier[t].view.pins = self.pins
+            self.tier[t].view.pinned = &self.pinned
             if self.tier[t].policy.attach != NULL:
                 self.tier[t].policy.attach(self.tier[t].policy.state, &self.tier[t].view)
 
@@ -310,6 +311,14 @@ cdef class Store:
             t += 1
         return t
 
+    cdef inline void hold(self, block_t b) noexcept nogil:
+        self.pins[b] += 1
+        self.pinned += 1
+
+    cdef inline void let(self, block_t b) noexcept nogil:
+        self.pins[b] -= 1
+        self.pinned -= 1
+
     cdef void add_copy(self, int t, block_t b) noexcept nogil:
         cdef tier_t *tier = &self.tier[t]
         cdef block_t p = self.parent[b]
@@ -387,19 +396,19 @@ cdef class Store:
         cdef int below = t + 1
         if self.bytes[b] > self.tier[t].view.capacity:
             return -1
-        self.pins[b] += 1
+        self.hold(b)
         if not self.make_room(t, b):
-            self.pins[b] -= 1
+            self.let(b)
             self.books[t].refused[self.kind[b]] += 1
             return -1
-        self.pins[b] -= 1
+        self.let(b)
         self.add_copy(t, b)
         if (below < self.n_tiers and self.pair[t].eviction == WRITE_THROUGH
                 and not self.where[b] & self.tier[below].bit and self.home[b] != below):
-            self.pins[b] += 1
+            self.hold(b)
             if self.insert(below, b) == 0:
                 self.count_back(t, below, b)
-            self.pins[b] -= 1
+            self.let(b)
         return 0
 
     cdef int settle(self, block_t b, int u, int source) noexcept nogil:
@@ -440,7 +449,7 @@ cdef class Store:
             top -= 1
         if top == s:
             return
-        self.pins[b] += 1
+        self.hold(b)
         if self.pair[s - 1].exclusive and not at_home:
             self.remove_copy(s, b, PROMOTE)
         for v in range(s - 1, top - 1, -1):
@@ -455,7 +464,7 @@ cdef class Store:
                 break
         if self.where[b] == 0 and self.home[b] < 0 and self.status == OK:
             self.insert(s, b)
-        self.pins[b] -= 1
+        self.let(b)
 
     # -- accesses ---------------------------------------------------------------------------------------
 
@@ -515,11 +524,11 @@ cdef class Store:
         if t == 0:
             self.count_write(0, b, size, self.tier[0].path)
         elif self.home[b] < 0 and self.status == OK:
-            self.pins[b] += 1
+            self.hold(b)
             if self.pair[t - 1].exclusive:
                 self.remove_copy(t, b, PROMOTE)
             self.settle(b, 0, -1)
-            self.pins[b] -= 1
+            self.let(b)
 
     cdef void count_found(self, int64_t *counters, block_t b, bytes_t used) noexcept nogil:
         counters[0] += self.mult
@@ -622,12 +631,12 @@ cdef class Store:
         """Keep b from being a victim until it is unpinned as often."""
         if self.own_pins[b] < 0x3ffffff0:
             self.own_pins[b] += 1
-            self.pins[b] += 1
+            self.hold(b)
 
     cdef void unpin(self, block_t b) noexcept nogil:
         if self.own_pins[b] > 0:
             self.own_pins[b] -= 1
-            self.pins[b] -= 1
+            self.let(b)
 
     cdef void begin_request(self, int64_t request) noexcept nogil:
         cdef int t
@@ -676,6 +685,7 @@ cdef class Store:
         cdef int t
         cdef block_t b, p
         cdef bytes_t used, lost = 0
+        cdef int64_t pins = 0
         cdef block_t count
         for t in range(self.n_tiers):
             used = 0
@@ -705,6 +715,9 @@ cdef class Store:
                 lost += self.bytes[b]
             if self.pins[b] != self.own_pins[b]:
                 return NOT_CONSERVED
+            pins += self.pins[b]
+        if pins != self.pinned:
+            return NOT_CONSERVED
         return OK if lost == self.unreachable else NOT_CONSERVED
 
     def check(self):

@@ -8,6 +8,16 @@ from libc.string cimport memset
 
 from kvsim_core._types cimport block_t
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define KVSIM_PREFETCH(p) __builtin_prefetch(p)
+    #else
+    #define KVSIM_PREFETCH(p) ((void)(p))
+    #endif
+    """
+    void prefetch "KVSIM_PREFETCH" (const void *) noexcept nogil
+
 # -- growing arrays -----------------------------------------------------------------------------------
 
 cdef inline int grow_array(void **array, size_t item, block_t old, block_t new, int fill) noexcept nogil:

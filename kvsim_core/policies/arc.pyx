@@ -10,7 +10,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport DEMOTE, EVICT, Policy, fill, oldest, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t
+from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t, prefetch
 from kvsim_core._types cimport block_t, bytes_t
 
 from kvsim_core._policy import register
@@ -113,6 +113,10 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     return b if b >= 0 else oldest(s.view, s.nodes, &s.q[T2 if first == T1 else T1])
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<arc_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     cdef arc_t *s = <arc_t *>state
     cdef int at
@@ -131,6 +135,7 @@ cdef class ARC(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(arc_t))
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
         self.c.on_miss = on_miss
         reset(&self.s)
 

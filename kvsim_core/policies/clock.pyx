@@ -8,7 +8,9 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport REFUSE, Policy, evictable, fill, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
+from kvsim_core._structures cimport (
+    grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t, prefetch,
+)
 from kvsim_core._types cimport block_t
 
 from kvsim_core._policy import register
@@ -64,6 +66,10 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     return REFUSE
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<clock_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     list_clear(&(<clock_t *>state).order)
 
@@ -76,6 +82,7 @@ cdef class Clock(Policy):
         memset(&self.s, 0, sizeof(clock_t))
         list_clear(&self.s.order)
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
 
     def __dealloc__(self):
         free(self.s.nodes)

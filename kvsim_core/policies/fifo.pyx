@@ -3,7 +3,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport Policy, fill, oldest, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t
+from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t, prefetch
 from kvsim_core._types cimport block_t
 
 from kvsim_core._policy import register
@@ -47,6 +47,10 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     return oldest(s.view, s.nodes, &s.order)
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<fifo_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     list_clear(&(<fifo_t *>state).order)
 
@@ -59,6 +63,7 @@ cdef class FIFO(Policy):
         memset(&self.s, 0, sizeof(fifo_t))
         list_clear(&self.s.order)
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
 
     def __dealloc__(self):
         free(self.s.nodes)

@@ -9,7 +9,9 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport Policy, fill, oldest, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
+from kvsim_core._structures cimport (
+    grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t, prefetch,
+)
 from kvsim_core._types cimport block_t
 
 from kvsim_core._policy import register
@@ -88,6 +90,10 @@ cdef void on_request_end(void *state) noexcept nogil:
         s.touched = 0
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<lru_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
     list_clear(&s.order)
@@ -105,6 +111,7 @@ cdef class LRU(Policy):
         memset(&self.s, 0, sizeof(lru_t))
         list_clear(&self.s.order)
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
         self.c.on_request_begin = on_request_begin
         self.c.on_request_end = on_request_end
 

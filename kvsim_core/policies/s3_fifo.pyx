@@ -14,7 +14,9 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport DEMOTE, EVICT, REFUSE, Policy, evictable, fill, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
+from kvsim_core._structures cimport (
+    grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t, prefetch,
+)
 from kvsim_core._types cimport block_t, bytes_t
 
 from kvsim_core._policy import register
@@ -142,6 +144,10 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     return b if b >= 0 else scan_main(s)
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<s3_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     cdef s3_t *s = <s3_t *>state
     list_clear(&s.small)
@@ -160,6 +166,7 @@ cdef class S3FIFO(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(s3_t))
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
         reset(&self.s)
 
     def __dealloc__(self):

@@ -9,7 +9,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport REFUSE, Policy, evictable, fill, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t
+from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_unlink, node_t, prefetch
 from kvsim_core._types cimport block_t
 
 from kvsim_core._policy import register
@@ -71,6 +71,10 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     return REFUSE
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<sieve_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     cdef sieve_t *s = <sieve_t *>state
     list_clear(&s.order)
@@ -86,6 +90,7 @@ cdef class Sieve(Policy):
         list_clear(&self.s.order)
         self.s.hand = -1
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
 
     def __dealloc__(self):
         free(self.s.nodes)

@@ -9,7 +9,9 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport Policy, fill, oldest, view_t
-from kvsim_core._structures cimport grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t
+from kvsim_core._structures cimport (
+    grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t, prefetch,
+)
 from kvsim_core._types cimport block_t, bytes_t
 
 from kvsim_core._policy import register
@@ -77,6 +79,10 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     return b if b >= 0 else oldest(s.view, s.nodes, &s.protected)
 
 
+cdef void hint(void *state, block_t b) noexcept nogil:
+    prefetch(&(<slru_t *>state).nodes[b])
+
+
 cdef void reset(void *state) noexcept nogil:
     cdef slru_t *s = <slru_t *>state
     list_clear(&s.probation)
@@ -91,6 +97,7 @@ cdef class SLRU(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(slru_t))
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.hint = hint
         reset(&self.s)
 
     def __dealloc__(self):
