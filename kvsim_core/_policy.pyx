@@ -4,7 +4,8 @@ A policy reaches the slot in one of four ways: a Cython class (subclass of `Poli
 addresses
 of C functions (ctypes, cffi, numba), or a plain Python object with the slot's methods.
 """
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, uintptr_t
 from libc.string cimport memcpy, memset
 
@@ -63,9 +64,15 @@ cdef class Policy:
 
     @property
     def capsule(self):
-        """The slot as a `PyCapsule` named ``kvsim_core.policy_v1``; it keeps this object alive no longer than
-        itself."""
-        return PyCapsule_New(&self.c, _CAPSULE, NULL)
+        """The slot as a `PyCapsule` named ``kvsim_core.policy_v1``; it keeps this object alive as long as itself."""
+        capsule = PyCapsule_New(&self.c, _CAPSULE, forget)
+        PyCapsule_SetContext(capsule, <void *>self)
+        Py_INCREF(self)
+        return capsule
+
+
+cdef void forget(object capsule) noexcept:
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
 
 
 cdef policy_t *acquire(Policy policy) except NULL:
@@ -291,7 +298,8 @@ cdef void py_attach(void *state, const view_t *view) noexcept nogil:
         p = <PythonPolicy>state
         if p._attach is not None:
             try:
-                p.view = View.wrap(view)
+                if p.view is None or p.view.v != view:
+                    p.view = View.wrap(view)
                 p._attach(p.view)
             except BaseException as error:
                 py_failed(p, error)

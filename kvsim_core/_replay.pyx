@@ -47,7 +47,6 @@ cdef class Replayer:
     cdef int64_t rows
     cdef sample_t *samples
     cdef int n_samples
-    cdef bint busy
     cdef int64_t stride           # step rows between two samples; doubles whenever the buffer is full
 
     def __cinit__(self, Store store not None, Clock clock not None):
@@ -138,16 +137,16 @@ cdef class Replayer:
         for i in range(m):
             if use_at != NULL and use_at[i] < 0:
                 raise ValueError(f"access {i}: its next use is negative")
-        if self.busy:
-            raise RuntimeError("this replay is running in another thread")
-        self.busy = True
+        if store.busy:
+            raise RuntimeError("this store is in use, in another thread or by this call's own policy")
+        store.busy = True
         with nogil:
             status = self.run(
                 store, clock, n, &arrival_ps[0] if n else NULL, &flops[0, 0] if n else NULL,
                 &fixed_ps[0] if n else NULL, &tokens[0] if n else NULL, &repeat[0] if n else NULL,
                 &request[0] if n else NULL, &offsets[0], &block[0] if m else NULL, &op[0] if m else NULL,
                 size_at, use_at)
-        self.busy = False
+        store.busy = False
         raise_status(status, store.policies)
 
     cdef int run(self, Store store, Clock clock, Py_ssize_t n, const int64_t *arrival, const double *flops,

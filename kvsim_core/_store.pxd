@@ -77,6 +77,7 @@ cdef class Store:
     cdef bytes_t workspace                 # of the nearest tier, where running requests keep what was evicted
     cdef bytes_t room                      # of it, left in this step
     cdef int status
+    cdef bint busy                         # a loop is in it: no other may be
     cdef int64_t mult                      # how often the accesses in progress count
     cdef bint prefix_rule                  # KV behind a missing block of its request is recomputed
     cdef bint broken                       # the request's run of found blocks has ended

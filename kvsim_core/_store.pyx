@@ -145,6 +145,8 @@ cdef class Store:
             raise ValueError("the block columns differ in length")
         if recompute.shape[1] != N_OPERATIONS:
             raise ValueError("recompute_flops needs a column for each operation")
+        if self.busy:
+            raise RuntimeError("this store is in use")
         if n < self.n:
             raise ValueError("a table of blocks can only grow")
         if n >= 0x7ffffff0:
@@ -162,8 +164,10 @@ cdef class Store:
         if total > 4e18:
             raise OverflowError("the blocks together exceed 2^62 bytes")
         for t in range(self.n_tiers):
-            if homes[t] > self.tier[t].total:
-                raise ValueError(f"tier {t} holds {self.tier[t].total} bytes; {homes[t]} permanently live there")
+            if homes[t] > self.tier[t].total - self.tier[t].view.used:
+                raise ValueError(
+                    f"tier {t} holds {self.tier[t].total} bytes; {homes[t]} permanently live there and"
+                    f" {self.tier[t].view.used} are in use")
         if self.grow(<block_t>n) < 0:
             raise MemoryError("not enough memory for the per-block arrays")
         self.table = (size, tokens, kind, operation, parent, position, home, recompute)
@@ -753,6 +757,9 @@ cdef class Store:
         """
         if not 0 <= b < self.n or not 0 <= t < self.n_tiers or not -1 <= used <= (<int64_t>1 << MAX_SHIFT):
             raise ValueError(f"block {b}, tier {t} or {used} bytes are out of range")
+        if self.busy:
+            raise RuntimeError("this store is in use")
+        self.busy = True
         self.mult = 1
         self.begin_step()
         if verb == "lookup":
@@ -774,9 +781,11 @@ cdef class Store:
         elif verb == "demote":
             self.demote(b, t)
         else:
+            self.busy = False
             raise ValueError(f"the store cannot {verb!r}")
         if self.status == OK:
             self.status = self.end_step(1)
+        self.busy = False
         raise_status(self.status, self.policies)
 
     def resident(self, int t):

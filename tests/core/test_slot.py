@@ -147,6 +147,26 @@ def test_capsule() -> None:
     assert hits(CPolicy(inner.capsule, owner=inner)) == hits(registered()["lru"]())
 
 
+def test_a_capsule_keeps_its_policy() -> None:
+    capsule = registered()["lru"]().capsule  # nothing else holds the policy
+    gc.collect()
+    assert hits(CPolicy(capsule)) == hits(registered()["lru"]())
+
+
+def test_a_policy_that_reaches_for_its_own_store_is_refused() -> None:
+    from closed_form.test_closed_forms import look, tier, world
+    from reference.worlds import columns, replayer
+
+    class Reaching(Newest):
+        def on_insert(self, b: int) -> None:
+            running.store.act("lookup", 0)
+
+    w = world([tier(20)], [10, 10], [{"accesses": look(0, 1)}])
+    running = replayer(w, [PythonPolicy(Reaching())])
+    with pytest.raises(RuntimeError, match="in use"):
+        running.feed(*columns(w.steps))
+
+
 def test_a_foreign_capsule_is_refused() -> None:
     make = ctypes.pythonapi.PyCapsule_New
     make.restype, make.argtypes = (ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p])
