@@ -533,8 +533,8 @@ class Store:
     def _pin(self, b: int, by: int) -> None:
         self.pins[b] = self.pins.get(b, 0) + by
 
-    def insert(self, t: int, b: int) -> bool:
-        """Put a copy of b into tier t, and below where the rule writes through."""
+    def insert(self, t: int, b: int, rooted: bool = False) -> bool:
+        """Put a copy of b into tier t, and below where the rule writes through; `rooted`: only on a resident parent."""
         if self.size[b] > self.capacity(t):
             return False
         self._pin(b, 1)
@@ -547,6 +547,8 @@ class Store:
                 self._evict(t, victim)
         finally:
             self._pin(b, -1)
+        if rooted and self.parent[b] >= 0 and self.parent[b] not in self.copies[t]:
+            return False
         self._add(t, b)
         through = t + 1 < len(self.tiers) and self.movements[t]["eviction"] == THROUGH
         if through and b not in self.copies[t + 1] and self.home[b] != t + 1:
@@ -950,7 +952,8 @@ def curve(
     for r, end in enumerate(last):
         prompt = chain(parent, end)
         store.request("on_request_begin", r)
-        guarded = prompt if prefix and leaf_only else []
+        rooted = prefix and leaf_only
+        guarded = [b for b in prompt if rooted and b in store.copies[0]]
         for b in guarded:
             store._pin(b, 1)
         hits, broken = 0, False
@@ -963,7 +966,7 @@ def curve(
             broken = True
             if hasattr(policy, "on_miss"):
                 policy.on_miss(b)
-            if not store.insert(0, b) and prefix:
+            if not store.insert(0, b, rooted) and prefix:
                 break
         at += len(prompt)
         for b in chain(parent, output[r]) if output else []:
@@ -971,8 +974,8 @@ def curve(
                 look_ahead(b, at)
                 if b in store.copies[0]:
                     policy.on_hit(b)
-                else:
-                    store.insert(0, b)
+                elif not store.insert(0, b, rooted) and rooted:
+                    break
         for b in guarded:
             store._pin(b, -1)
         store.request("on_request_end")

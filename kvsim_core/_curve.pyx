@@ -3,11 +3,11 @@
 A request is its last block: its prompt is the chain of ancestors, root first. Rules:
 
 * ``block``: every block by itself is looked up, touched and, if missing, inserted, front to back.
-* Known outputs are written after their prompt: inserted, or touched, and never counted.
 * ``prefix``: the hits are the contiguous run from the start; every block is touched or inserted front to back until
-  one
-  cannot be placed. In a leaf-only tier the request's blocks are pinned while it is served: a parent must outlive its
-  child.
+  one cannot be placed. In a leaf-only tier what was found of the request is pinned while it is served, and a block is
+  placed only on a resident parent: a request longer than the tier at last takes the place of its own deepest block,
+  and ends.
+* Known outputs are written after their prompt: inserted, or touched, and never counted.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
@@ -35,6 +35,7 @@ cdef struct run_t:                # one policy at one capacity
     const bytes_t *size
     bytes_t equal             # the size of every block, -1 if they differ
     const block_t *parent     # NULL: no block has one
+    bint rooted               # a block is placed only on a resident parent
     int status
 
 
@@ -72,13 +73,19 @@ cdef inline void add(run_t *r, block_t b) noexcept nogil:
     r.policy.on_insert(r.policy.state, b)
 
 
-cdef inline bint insert(run_t *r, block_t b) noexcept nogil:
-    if r.policy.on_miss != NULL:
-        r.policy.on_miss(r.policy.state, b)
+cdef inline bint place(run_t *r, block_t b) noexcept nogil:
     if not make_room(r, b):
+        return False
+    if r.rooted and r.parent != NULL and r.parent[b] >= 0 and not r.resident[r.parent[b]]:
         return False
     add(r, b)
     return True
+
+
+cdef inline bint insert(run_t *r, block_t b) noexcept nogil:
+    if r.policy.on_miss != NULL:
+        r.policy.on_miss(r.policy.state, b)
+    return place(r, b)
 
 
 cdef inline int look(run_t *r, block_t b) noexcept nogil:
@@ -260,7 +267,7 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
     cdef int64_t at_written = 0, written = 0
     cdef block_t *chain = NULL
     cdef block_t *written_chain = NULL
-    cdef block_t deepest = 0, b, length, k, own_blocks
+    cdef block_t deepest = 0, b, length, k, own_blocks, pinned = 0
     cdef int64_t base, total = 0
     cdef bint counted, broken, flat = True, single
     cdef int found
@@ -320,6 +327,7 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
             raise MemoryError("not enough memory for the per-block arrays")
         run.view.struct_size = sizeof(view_t)
         run.view.leaf_only = leaf_only
+        run.rooted = prefix and leaf_only
         run.view.n_blocks = <block_t>m
         run.view.capacity = capacity
         if m:
@@ -378,9 +386,11 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                 if run.policy.on_request_begin != NULL:
                     run.policy.on_request_begin(run.policy.state, r)
                 if prefix and leaf_only:
-                    for k in range(length):
-                        run.pins[chain[k]] += 1
-                    run.pinned += length
+                    pinned = 0
+                    while pinned < length and run.resident[chain[pinned]]:
+                        run.pins[chain[pinned]] += 1
+                        pinned += 1
+                    run.pinned += pinned
                 broken = False
                 for k in range(length):
                     b = chain[k]
@@ -409,13 +419,13 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                             run.next_use[b] = use_written[at_written + own_blocks - 1 - k]
                         if run.resident[b]:
                             run.policy.on_hit(run.policy.state, b)
-                        elif make_room(&run, b):
-                            add(&run, b)
+                        elif not place(&run, b) and run.rooted:
+                            break
                     at_written += own_blocks
                 if prefix and leaf_only:
-                    for k in range(length):
+                    for k in range(pinned):
                         run.pins[chain[k]] -= 1
-                    run.pinned -= length
+                    run.pinned -= pinned
                 if run.policy.on_request_end != NULL:
                     run.policy.on_request_end(run.policy.state)
                 if run.policy.failed:

@@ -101,3 +101,12 @@ def test_a_hit_is_worth_its_part_of_the_prompt() -> None:
     assert found.total == 22
     half = kvsim.curve(trace, capacities=[0], weight="token", hit_rule="prefix", half_block=True)
     assert half.hit_count.tolist() == [[6.0]]
+
+
+def test_a_prompt_longer_than_a_leaf_only_tier() -> None:
+    """Five blocks into three: the fourth takes the third's place, stands on no parent, and admission ends at two."""
+    trace = kvsim.RequestTrace.from_lists(
+        block_tokens=4, input_tokens=[20, 20], output_tokens=[1, 1], block_ids=[[1, 2, 3, 4, 5]] * 2, arrival_s=[0, 1]
+    )
+    found = kvsim.curve(trace, policies=["leaf-lru", "lru"], capacities=[3, 5], hit_rule="prefix")
+    assert found.hit_count.tolist() == [[2, 5], [0, 5]]
