@@ -1,8 +1,7 @@
 """Replay: recorded work through a machine's memories, in order.
 
 `replay` resolves every default and name to flat numbers, hands the core one chunk of steps after another, and wraps
-what
-comes back. The core holds no GIL: replays run in parallel threads.
+what comes back. The core holds no GIL: replays run in parallel threads.
 """
 
 from __future__ import annotations

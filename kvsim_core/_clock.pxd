@@ -1,8 +1,7 @@
 """The step clock: bytes and FLOPs in, picoseconds and stalls out.
 
 See _clock.pyx for the physics. Every time is rounded once to an integer; a split gives its remainder to its last
-part, so
-wall = compute + recompute + overhead + collectives + stalls + bubble + idle holds exactly.
+part, so wall = compute + recompute + overhead + collectives + stalls + bubble + idle holds exactly.
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t
 

@@ -6,11 +6,9 @@ Physics (the same words as `kvsim.reference.Clock`, which is the specification):
 * Operations of a layer wait for each other; far tiers are double-buffered across the whole step:
   near = Σ_ops max(C_op, T0_op) + overhead + collectives; step = max(near, T_1, …, T_n).
 * The near tier stalls by Σ_ops max(0, T0_op − C_op), far tier t by max(0, T_t − max(near, T_1 … T_{t−1})); a stall
-  is shared
-  out over kinds by bytes and over causes by their terms.
+  is shared out over kinds by bytes and over causes by their terms.
 * A far tier's bytes take the longest of its device and the links on its path. What the links carry for other tiers
-  is the
-  cause *channel*; what the write-downs add to the tier's own reads and writes is the cause *write_back*.
+  is the cause *channel*; what the write-downs add to the tier's own reads and writes is the cause *write_back*.
 """
 from libc.math cimport floor, frexp, ldexp
 from libc.string cimport memset

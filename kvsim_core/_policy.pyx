@@ -1,8 +1,7 @@
 """Registration of policies, adapters to the slot, and the table of errors.
 
 A policy reaches the slot in one of four ways: a Cython class (subclass of `Policy`), a versioned capsule, the
-addresses
-of C functions (ctypes, cffi, numba), or a plain Python object with the slot's methods.
+addresses of C functions (ctypes, cffi, numba), or a plain Python object with the slot's methods.
 """
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF

@@ -3,15 +3,13 @@
 Rules (the same words as `kvsim.reference.Store`, which is the specification):
 
 * Tiers are ordered from compute outwards. A block with a *home* always exists there, outside the policy's space;
-  other
-  copies are the policy's.
+  other copies are the policy's.
 * ``lookup`` finds the nearest copy. It is the only access that counts as hit or miss. Policies of the tiers above
   the copy
   hear ``on_miss`` (unless the block's kind may not move up to them), the copy's own ``on_hit``, and a tier below with
   ``touch = all`` and a copy ``on_hit`` too.
 * A copy found below moves up pair by pair while the rule between two neighbours says so; an exclusive pair takes the
-  lower
-  copy away. A copy that was read in part stays where it is.
+  lower copy away. A copy that was read in part stays where it is.
 * A new block is placed nearest; where it is too large, or refused, it goes on downwards as if evicted at once.
 * An evicted block moves down by its pair's rule. A block in flight is pinned, so that making room cannot take its
   source.

@@ -2,8 +2,7 @@
 
 Variant for sized blocks: lists and the target p are counted in the tier's unit; a miss in a ghost list moves p by the
 block's size times the ratio of the ghost lists' sizes (at least 1, whole); the ghosts are trimmed after an insertion
-so that
-once-used blocks and their ghosts fit the capacity, and all four lists twice the capacity. O(1) an access.
+so that once-used blocks and their ghosts fit the capacity, and all four lists twice the capacity. O(1) an access.
 """
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free

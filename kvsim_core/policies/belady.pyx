@@ -2,8 +2,7 @@
 n).
 
 Ties go to the deepest block of a prompt. A newcomer that would be the last used, or is as late as the victim, is
-refused.
-Needs the whole trace: the replay loop keeps each block's next look-up in the view.
+refused. Needs the whole trace: the replay loop keeps each block's next look-up in the view.
 """
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free

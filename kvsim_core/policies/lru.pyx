@@ -1,8 +1,7 @@
 """Least recently used: evicts the block whose last use is oldest. O(1) an access.
 
 Within one request of a leaf-only tier, deeper blocks count as older, so the oldest block is a leaf and the scan for
-one
-is short.
+one is short.
 """
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free

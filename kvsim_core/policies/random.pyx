@@ -1,8 +1,7 @@
 """Random replacement: evicts a block drawn evenly from the tier. O(1) an access.
 
 The draw is an index into the tier's blocks (SplitMix64 modulo the number of blocks); a block that may not be evicted
-passes
-it to the next index. The array of blocks is kept dense by moving its last entry into a hole.
+passes it to the next index. The array of blocks is kept dense by moving its last entry into a hole.
 """
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free

@@ -5,8 +5,7 @@ insertion;
 at the tail of the small queue a count above 1 moves the block to the main queue (count 0), else it goes, and its id
 into a
 ghost queue of nine tenths of the capacity; at the tail of the main queue a positive count is lowered and the block
-spared.
-A block whose id is in the ghost queue enters the main one. A block that may not be evicted goes round. O(1)
+spared. A block whose id is in the ghost queue enters the main one. A block that may not be evicted goes round. O(1)
 amortised.
 """
 from libc.stdint cimport int64_t, uint8_t

@@ -1,8 +1,7 @@
 """SIEVE (Zhang et al., NSDI'24): a queue whose hand evicts the first block not used since it last passed.
 
 New blocks go to the head; the hand moves from the tail towards the head and survivors keep their place. A block that
-may
-not be evicted is passed over with its bit kept. O(1) amortised.
+may not be evicted is passed over with its bit kept. O(1) amortised.
 """
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free

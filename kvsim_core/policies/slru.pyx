@@ -1,8 +1,7 @@
 """Segmented LRU (Karedla, Love & Wherry, 1994): new blocks are on probation, a hit promotes to a protected segment.
 
 Variant: two segments; the protected one holds at most four fifths of the capacity and its oldest fall back to the
-head of
-probation; victims come from probation, oldest first, then from the protected segment. O(1) an access.
+head of probation; victims come from probation, oldest first, then from the protected segment. O(1) an access.
 """
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
