@@ -582,6 +582,8 @@ def _link_info(link: Any) -> dict[str, Any]:
 def _trace_info(trace: Any) -> dict[str, Any]:
     if isinstance(trace, Mapping):
         return dict(plain(trace))
+    if not hasattr(trace, "unique_blocks") and hasattr(trace, "blocks"):  # steps and a table of blocks, no requests
+        return {"name": trace.meta.name, "unique_blocks": trace.blocks.n}
     wanted = {"name": "name", "source": "source", "requests": "n", "unique_blocks": "unique_blocks"}
     info = {key: plain(getattr(trace, attribute, None)) for key, attribute in wanted.items()}
     return {k: v for k, v in info.items() if v is not None}

@@ -12,6 +12,7 @@ import pytest
 
 from kvsim.errors import KvsimError, UnknownNameError
 from kvsim.result import CurveResult, Result, load
+from kvsim.trace import TraceMeta
 
 KINDS, CAUSES = ("kv", "weights", "state", "data"), ("latency", "overhead", "bandwidth", "channel", "write_back")
 
@@ -353,3 +354,18 @@ def test_tables_name_their_columns() -> None:
     assert make().stalls == make().stalls
     assert "tier" in repr(make().stalls)
     assert "<table" in make().stalls._repr_html_()
+
+
+def test_steps_of_an_access_trace_are_not_called_requests() -> None:
+    import kvsim
+
+    table = kvsim.BlockTable.of_data([10, 20, 30])
+    steps = {name: [0, 0] for name in ("arrival_ps", "fixed_ps", "tokens", "stream", "category")}
+    trace = kvsim.AccessTrace(
+        blocks=table, meta=TraceMeta(name="raw"), **steps, flops=np.zeros((2, 2)), repeat=[1, 1], request=[-1, -1],
+        offsets=[0, 1, 3], block=[0, 1, 2], op=[0, 0, 0], bytes=None,
+    )  # fmt: skip
+    for source in (trace, trace.first(2)):
+        found = kvsim.replay(source, machine="h100x8")
+        assert found.trace == {"name": "raw", "unique_blocks": 3}
+        assert "requests" not in repr(found)
