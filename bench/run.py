@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import curve_peer
+import engine
 import parse
 import policies
 import replay
 from _measure import machine, table
 
-QUESTIONS = {"parse": parse, "curve": curve_peer, "replay": replay, "policies": policies}
+QUESTIONS = {"parse": parse, "curve": curve_peer, "replay": replay, "run": engine, "policies": policies}
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvsim.compare import Comparison, compare
     from kvsim.curve import curve
     from kvsim.curve_result import CurveResult
+    from kvsim.diff import Diff, diff
     from kvsim.errors import (
         ConfigError,
         KvsimError,
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
     from kvsim.fits import Fits, fits
     from kvsim.machine import Link, Machine, Movement, Pool, Tier
     from kvsim.model import Model
+    from kvsim.population import Population
     from kvsim.replay import replay
     from kvsim.result import Result, load
+    from kvsim.retention import Retention
+    from kvsim.run import run
+    from kvsim.run_result import RunResult
+    from kvsim.serving import Serving
     from kvsim.trace import AccessStream, AccessTrace, BlockTable, RequestTrace
     from kvsim.traces import read_trace, write_trace
     from kvsim.workloads import generate
@@ -45,6 +51,8 @@ _HOMES = {
     "compare": "kvsim.compare",
     "curve": "kvsim.curve",
     "CurveResult": "kvsim.curve_result",
+    "Diff": "kvsim.diff",
+    "diff": "kvsim.diff",
     "ConfigError": "kvsim.errors",
     "KvsimError": "kvsim.errors",
     "MachineError": "kvsim.errors",
@@ -61,7 +69,12 @@ _HOMES = {
     "Pool": "kvsim.machine",
     "Tier": "kvsim.machine",
     "Model": "kvsim.model",
+    "Population": "kvsim.population",
     "replay": "kvsim.replay",
+    "Retention": "kvsim.retention",
+    "run": "kvsim.run",
+    "RunResult": "kvsim.run_result",
+    "Serving": "kvsim.serving",
     "Result": "kvsim.result",
     "load": "kvsim.result",
     "AccessStream": "kvsim.trace",
@@ -82,6 +95,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "CurveResult",
+    "Diff",
     "Fits",
     "KvsimError",
     "Link",
@@ -92,8 +106,12 @@ __all__ = [
     "Movement",
     "Policy",
     "Pool",
+    "Population",
     "RequestTrace",
     "Result",
+    "Retention",
+    "RunResult",
+    "Serving",
     "Tier",
     "TraceError",
     "TraceWarning",
@@ -102,12 +120,14 @@ __all__ = [
     "__version__",
     "compare",
     "curve",
+    "diff",
     "fits",
     "generate",
     "load",
     "read_trace",
     "register",
     "replay",
+    "run",
     "write_trace",
 ]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 from kvsim._fields import Checked
+from kvsim._ladder import kept_paths, ladders, neighbours
 from kvsim._toml import Source
 from kvsim.errors import ConfigError, MachineError, UnknownNameError, shown
 from kvsim.machine import Link, Machine, Movement, Pool, Tier
@@ -111,6 +111,8 @@ def machine_from_tables(tables: Mapping[str, Any], sources: Mapping[str, Source]
     order = full.pop("order", None)
     if order is not None:
         _reorder(full, order, place)
+        left = {sort: full.get(sort, {}) for sort in _SORTS}
+        sources = {path: sources[path] for path in kept_paths(sources, left)}
     try:
         parts: dict[str, Any] = {
             "tiers": tuple(Tier.from_table({"name": n} | t, f"tier.{n}") for n, t in full.pop("tier", {}).items()),
@@ -148,7 +150,8 @@ def _reorder(full: dict[str, Any], order: Any, place: str) -> None:
     if len(set(order)) != len(order):
         raise MachineError(f"{place}: order: found {shown(order)}, expected each tier once")
     full["tier"] = {name: tiers[name] for name in order}
-    pairs = {f"{a}/{b}" for a, b in pairwise(order)}
+    near = [str(pool.get("near", "")) for pool in full.get("pool", {}).values()]
+    pairs = {f"{a}/{b}" for a, b in neighbours(ladders(order, near))}
     gone = set(tiers) - set(order)
     full["movement"] = {p: t for p, t in full.get("movement", {}).items() if p in pairs}
     full["link"] = {n: t for n, t in full.get("link", {}).items() if not gone & set(t.get("between", ()))}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Table", "bars_html", "missing", "plain", "share_text", "text_table"]
 
 _LEFT = (str, bytes)
+_PLAIN = frozenset((str, int, bool, type(None)))
+_WIDE = {"b": "?", "i": "i8", "f": "f8"}
 
 
 def plain(value: Any) -> Any:
@@ -35,6 +37,23 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def _column(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[Any]:
+    """Return a column as a list of JSON's own types; NumPy's numbers are not looked at one by one."""
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf":
+        listed: list[Any] = values.tolist()
+        for i in np.flatnonzero(~np.isfinite(values)).tolist():
+            listed[i] = None
+        return listed
+    return [v if type(v) in _PLAIN else plain(v) for v in values]
+
+
+def _array(values: Sequence[Any] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """Return a column of which nothing is missing as bool, i8 or f8, the types its list would become; else None."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in _WIDE:
+        return None
+    return values.astype(_WIDE[values.dtype.kind]) if np.isfinite(values).all() else None
 
 
 def missing(package: str, extra: str, error: ImportError) -> KvsimError:
@@ -120,11 +139,11 @@ class Table:
 
     def sum(self, column: str) -> Any:
         """Return the sum of a column, leaving out what is missing."""
-        return sum(v for v in plain(self[column]) if v is not None)
+        return sum(v for v in _column(self[column]) if v is not None)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return column name to list, of JSON's own types."""
-        return {name: plain(list(values)) for name, values in self.columns.items()}
+        return {name: _column(values) for name, values in self.columns.items()}
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a pandas DataFrame (pip install 'kvsim[pandas]'); missing values are <NA>."""
@@ -133,7 +152,12 @@ class Table:
         except ImportError as error:
             raise missing("pandas", "pandas", error) from None
         frame = {}
-        for name, values in self.to_dict().items():
+        for name, column in self.columns.items():
+            array = _array(column)
+            if array is not None:
+                frame[name] = pd.Series(array)
+                continue
+            values = _column(column)
             series = pd.Series(values, dtype=object if None in values else None)
             if None in values and any(v is not None for v in values):
                 series = series.convert_dtypes()
@@ -146,7 +170,8 @@ class Table:
             import pyarrow as pa
         except ImportError as error:
             raise missing("pyarrow", "parquet", error) from None
-        return pa.table(self.to_dict())
+        arrays = {name: _array(values) for name, values in self.columns.items()}
+        return pa.table({k: _column(self.columns[k]) if array is None else array for k, array in arrays.items()})
 
     def __repr__(self) -> str:
         most = 40

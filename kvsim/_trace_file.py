@@ -25,6 +25,7 @@ _KEY = b"kvsim"
 _BLOCKS = "blocks/"
 _ACCESSES = {"block", "op", "bytes"}
 _OWN = {"block_parent", "block_position", "block_length", "block_id", "block_namespace", "block_label"}
+_LISTS = ("after", "data")
 _Trace = RequestTrace | AccessTrace
 
 
@@ -138,8 +139,8 @@ def _checked_head(path: str | os.PathLike[str], head: Any) -> str:
 def save_parquet(trace: _Trace, path: str | os.PathLike[str]) -> None:
     """Write a trace to a Parquet file (needs PyArrow).
 
-    A row a request, its own blocks and dependencies as lists; or a row a step, its accesses as lists, and the table of
-    blocks as lists of the first row.
+    A row a request, its own blocks, dependencies and data as lists, and the table of data as a list of the first row;
+    or a row a step, its accesses as lists, and the table of blocks as lists of the first row.
     """
     try:
         import pyarrow as pa
@@ -150,7 +151,11 @@ def save_parquet(trace: _Trace, path: str | os.PathLike[str]) -> None:
     columns: dict[str, Any] = {}
     if isinstance(trace, RequestTrace):
         labels = plain.pop("block_label")
-        cuts = dict.fromkeys(_OWN, trace.own_offsets) | {"after": arrays.pop("after_offsets")}
+        if len(trace.data_bytes) and not trace.n:
+            raise TraceError(f"{path}: found data and no requests, expected one at least (or save as .npz)")
+        cuts = dict.fromkeys(_OWN, trace.own_offsets)
+        cuts |= {name: arrays.pop(f"{name}_offsets") for name in _LISTS}
+        cuts["data_bytes"] = np.append(0, np.full(trace.n, len(trace.data_bytes)))
         if labels is not None:
             columns["block_label"] = pa.LargeListArray.from_arrays(
                 pa.array(trace.own_offsets), pa.array(labels, pa.string())
@@ -195,8 +200,8 @@ def load_parquet(path: str | os.PathLike[str], content: bytes | None = None) -> 
         for name in table.column_names:
             column = table.column(name).combine_chunks()
             if pa.types.is_large_list(column.type):
-                if name in ("after", "block"):
-                    offsets = "after_offsets" if name == "after" else "offsets"
+                if name in (*_LISTS, "block"):
+                    offsets = "offsets" if name == "block" else f"{name}_offsets"
                     arrays[offsets] = column.offsets.to_numpy().astype(np.int64)
                 column = column.flatten()
             if pa.types.is_fixed_size_list(column.type):

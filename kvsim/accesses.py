@@ -19,11 +19,11 @@ The accesses of a row, in this order:
 1. weights: one `lookup` a weights block. Expert blocks carry the bytes that the step's tokens are
    expected to touch (`Model.ffn_read_bytes`), in equal shares by layer, and the embedding a row a
    token; an admission counts its whole prompt, an upper bound when part of it hits.
-2. for the request admitted: on a model with per-sequence state, a `lookup` of the state checkpoint
-   at the end of its shared prefix (missing, it breaks the prefix run: a recurrent layer cannot
-   resume without it); a `lookup` of each prompt block, root first; a `write` of the checkpoints at
-   its last whole block (where some prefix ends there) and at its last block; a `write` of its
-   lane's state; a `write` of its private tokens' KV.
+2. for the request admitted: a `lookup` of each piece of data that it reads; on a model with
+   per-sequence state, a `lookup` of the state checkpoint at the end of its shared prefix (missing,
+   it breaks the prefix run: a recurrent layer cannot resume without it); a `lookup` of each prompt
+   block, root first; a `write` of the checkpoints at its last whole block (where some prefix ends
+   there) and at its last block; a `write` of its lane's state; a `write` of its private tokens' KV.
 3. for each other running lane, in order of admission: `context` on the prompt's last block (`read`
    of the lane's own pseudo-block where the prompt has no ids) with the bytes that attention reads
    at this context; `read` and `write` of its state; `write` of the new token's KV.
@@ -35,7 +35,8 @@ Traffic without residency (private KV, state) goes to one pseudo-block a lane, o
 home in the nearest tier: its room is the machine's `reserve`. Nothing is freed.
 
 The block table: the trace's KV blocks with their own ids, then weights, then state checkpoints
-(where a prompt or a shared prefix ends), then lanes: KV, then state.
+(where a prompt or a shared prefix ends), then lanes: KV, then state; then the trace's data, at home
+in the outermost tier.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from numpy.typing import NDArray
 
 from kvsim.errors import ModelError, TraceError
 from kvsim.model import ATTENTION, FFN
-from kvsim.trace import AccessStream, AccessTrace, BlockTable, RequestTrace, TraceMeta
+from kvsim.trace import OUTERMOST, AccessStream, AccessTrace, BlockTable, RequestTrace, TraceMeta
 from kvsim_core import Expander
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = ["expand"]
 
-_KV, _WEIGHTS, _STATE = 0, 1, 2
+_KV, _WEIGHTS, _STATE, _DATA = 0, 1, 2, 3
 _EXPERT_ROWS_MOST = 1 << 20
 _TOKENS_MOST = 1 << 31  # of one request, each way
 _ACTIVATION_BYTES = 2  # of one number between devices: bf16, also where weights are smaller
@@ -157,19 +158,24 @@ def _plan(trace: RequestTrace, model: Model, *, lanes: int, weights: bool) -> _P
     first_lane = first_checkpoint + len(holders)
     has_state = model.state_bytes > 0
     n_lanes = used_lanes * (2 if has_state else 1)
-    blocks = first_lane + n_lanes
+    first_data = first_lane + n_lanes
+    n_data = len(trace.data_bytes)
+    blocks = first_data + n_data
     if blocks >= 1 << 31:
         raise TraceError(f"{trace.name}: expected fewer than 2^31 blocks, found {blocks}")
     parts = (kv_blocks, n_weights, len(holders), n_lanes)
+    unchained = _filled(n_lanes + n_data, -1)
     kv_bytes = trace.block_length.astype(np.int64) * model.kv_bytes_per_token
     recompute = np.zeros((blocks, 2))
     recompute[:kv_blocks] = _recompute_flops(model, trace)
     table = {
-        "bytes": np.concatenate([kv_bytes, sizes, _filled(parts[2], model.state_bytes), _filled(parts[3], 0)]),
+        "bytes": np.concatenate(
+            [kv_bytes, sizes, _filled(parts[2], model.state_bytes), _filled(parts[3], 0), trace.data_bytes]
+        ),
         "tokens": np.concatenate([trace.block_length, np.zeros(blocks - kv_blocks)]).astype(np.int32),
         "kind": np.repeat(
-            np.array([_KV, _WEIGHTS, _STATE, _KV, _STATE], dtype=np.int8),
-            [*parts[:3], used_lanes, n_lanes - used_lanes],
+            np.array([_KV, _WEIGHTS, _STATE, _KV, _STATE, _DATA], dtype=np.int8),
+            [*parts[:3], used_lanes, n_lanes - used_lanes, n_data],
         ),
         "operation": np.concatenate(
             [
@@ -178,13 +184,11 @@ def _plan(trace: RequestTrace, model: Model, *, lanes: int, weights: bool) -> _P
                 _filled(blocks - first_checkpoint, ATTENTION),
             ]
         ).astype(np.int8),
-        "parent": np.concatenate([trace.block_parent, _filled(n_weights, -1), holders, _filled(n_lanes, -1)]).astype(
-            np.int32
-        ),
+        "parent": np.concatenate([trace.block_parent, _filled(n_weights, -1), holders, unchained]).astype(np.int32),
         "position": np.concatenate(
-            [trace.block_position, _filled(n_weights, -1), trace.block_position[holders], _filled(n_lanes, -1)]
+            [trace.block_position, _filled(n_weights, -1), trace.block_position[holders], unchained]
         ).astype(np.int32),
-        "home": np.repeat(np.array([-1, 0], dtype=np.int16), [first_lane, n_lanes]),
+        "home": np.repeat(np.array([-1, 0, OUTERMOST], dtype=np.int16), [first_lane, n_lanes, n_data]),
         "recompute_flops": recompute,
     }
     # the prompt's last token makes logits, wherever the rest comes from
@@ -200,6 +204,8 @@ def _plan(trace: RequestTrace, model: Model, *, lanes: int, weights: bool) -> _P
         "category": trace.category,
         "after_offsets": trace.after_offsets,
         "after": trace.after,
+        "data_offsets": trace.data_offsets,
+        "data": trace.data.astype(np.int64) + first_data,
         "prompt_flops": prompt_flops,
         "prompt_tokens": computed,
         "private_tokens": private,

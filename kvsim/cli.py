@@ -1,36 +1,49 @@
 """The command `kvsim`: one sub-command a question.
 
 Standard output carries the answer alone (with `--json`, one JSON document); notices, progress and errors go to
-standard error, an error in one line. Exit codes: 0 done, 1 the run failed, 2 the words of the command were wrong.
-Click and Rich are imported here and nowhere else in kvsim.
+standard error, an error in one line. Exit codes: 0 done, 1 the run failed, 2 the words of the command were wrong, 130
+a run that Ctrl-C ended. Click and Rich are imported here and in the modules `_cli_*`, nowhere else in kvsim.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-from kvsim.errors import ConfigError, KvsimError, UnknownNameError, WorkloadError, shown
+from kvsim._cli_run import diff_command, run_command
+from kvsim._cli_shared import (
+    POSITIVE,
+    SEED,
+    Names,
+    Numbers,
+    Pairs,
+    Share,
+    answer,
+    as_json,
+    check_output,
+    load_machine,
+    load_model,
+    of_machine,
+    of_trace,
+    our_words,
+    policies_of,
+    print_json,
+    progress_bar,
+    say,
+    to_file,
+    trace_of,
+)
+from kvsim.errors import KvsimError, UnknownNameError
 
 __all__ = ["cli", "main"]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any]
-else:
-    # no generic class before Click 8.2
-    _ParamType = click.ParamType
-
 
 # ---- the entry point ------------------------------------------------------------------------------------------------
 
@@ -98,282 +111,6 @@ def _notice(message: Warning | str, *rest: Any, **more: Any) -> None:
     print("kvsim: notice: " + " ".join(str(message).split()), file=sys.stderr)
 
 
-# ---- what several commands share ------------------------------------------------------------------------------------
-
-
-class _Pairs(_ParamType):
-    """KEY=VALUE."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, sign, rest = str(value).partition("=")
-        if not sign or not key.strip():
-            self.fail(f"found {shown(value)}, expected KEY=VALUE", param, ctx)
-        return key.strip(), rest.strip()
-
-
-class _Numbers(_ParamType):
-    """A list of whole numbers, with units where there are any: 100,2k or 64GiB,1TB."""
-
-    name = "list"
-
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
-        from kvsim.units import parse
-
-        if isinstance(value, list):
-            return value
-        numbers = []
-        for text in str(value).split(","):
-            try:
-                number = parse(text, self.unit, place=param.opts[0], high=2.0**62)
-            except ConfigError as error:
-                self.fail(str(error), param, ctx)
-            if number.denominator != 1:
-                self.fail(f"found {shown(text)}, expected a whole number", param, ctx)
-            numbers.append(int(number))
-        return numbers
-
-
-class _Names(_ParamType):
-    """A list of names: a,b,c."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = tuple(name.strip() for name in str(value).split(","))
-        if not all(names):
-            self.fail(f"found {shown(value)}, expected names with commas between them", param, ctx)
-        return names
-
-
-class _Share(click.FloatRange):
-    """A number within limits that is a number: NaN is outside of all limits."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number: float = super().convert(value, param, ctx)
-        if number != number or number in (float("inf"), float("-inf")):
-            self.fail(f"found {shown(value)}, expected a finite number", param, ctx)
-        return number
-
-
-POSITIVE = _Share(min=0, min_open=True)
-SEED = click.IntRange(0, 2**63 - 1)
-
-
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
-    def apply(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-to_file = click.option("-o", "--output", metavar="FILE", help="Save the result too, as .npz or .json.")
-# of everything that takes a trace
-of_trace = _options(
-    click.option("--format", "fmt", metavar="NAME", help="The trace's format; detected by default."),
-    click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N requests."),
-    click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N requests."),
-    click.option("--rate-scale", type=POSITIVE, metavar="X", help="Arrivals X times as fast."),
-    click.option(
-        "--block-tokens", type=click.IntRange(1), metavar="N", help="Cut blocks to N tokens, which must divide theirs."
-    ),
-    click.option("--sessions", type=click.IntRange(1), metavar="N", help="Of a workload: how many sessions."),
-    click.option("--seed", type=SEED, default=0, metavar="S", help="Of a workload, and of policies that draw."),
-    click.option(
-        "--param",
-        "params",
-        type=_Pairs(),
-        multiple=True,
-        help="Of a workload or a file format: set a parameter, KEY=VALUE.",
-    ),
-)
-of_machine = _options(
-    click.option("--set", "changes", type=_Pairs(), multiple=True, help="Change the machine: tier.dram.capacity=2TB."),
-    click.option("--tiers", metavar="N|LIST", help="Keep only the N nearest tiers, or those named."),
-)
-
-
-def _trace(source: str, given: dict[str, Any]) -> Any:
-    """Return the trace of a workload's name, or of a file or a folder, cut and scaled as asked."""
-    from kvsim import traces, workloads
-
-    cut = {k: given.get(k) for k in ("first", "last", "rate_scale")}
-    if source in workloads.names() or source.endswith(".toml"):
-        if given.get("fmt"):
-            raise click.UsageError(f"--format: {source!r} is a workload, expected a trace file")
-        trace = _generated(source, given)
-        if given.get("block_tokens"):
-            trace = trace.split(given["block_tokens"])
-        for method, value in (("first", cut["first"]), ("last", cut["last"]), ("scaled", cut["rate_scale"])):
-            trace = trace if value is None else getattr(trace, method)(value)
-        return trace
-    if given.get("sessions"):
-        raise click.UsageError(f"--sessions: {source!r} is no workload ({', '.join(workloads.names())})")
-    if not source or not Path(source).exists():
-        if not source or "/" in source or os.sep in source or Path(source).suffix:
-            raise click.UsageError(
-                f"{source or 'TRACE'}: found no such file, expected a trace or the name of a workload"
-            )
-        raise UnknownNameError(source, workloads.names(), "trace file or workload")
-    options = {key.replace("-", "_"): _value(value) for key, value in given.get("params") or ()}
-    return traces.read_trace(source, format=given.get("fmt"), block_tokens=given.get("block_tokens"), **cut, **options)
-
-
-def _generated(workload: str, given: dict[str, Any]) -> Any:
-    from kvsim import workloads
-
-    parameters: dict[str, Any] = {}
-    for key, value in given.get("params") or ():
-        parameters[key.replace("-", "_")] = _value(value)
-    if given.get("sessions") is not None:
-        parameters["sessions"] = given["sessions"]
-    try:
-        return workloads.generate(workload, seed=given.get("seed") or 0, **parameters)
-    except (WorkloadError, TypeError) as error:
-        # the values came from the command line: its words were wrong
-        raise click.UsageError(str(error)) from error
-
-
-def _value(text: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _machine(name: str, changes: Sequence[tuple[str, str]] = (), tiers: str | None = None) -> Any:
-    from kvsim.keep import keep_tiers
-    from kvsim.machine import Machine
-
-    with _our_words():
-        machine = Machine.load(name)
-        for key, value in changes:
-            machine = machine.set(key, _value(value))
-        if tiers is not None:
-            wanted = tuple(t.strip() for t in tiers.split(",") if t.strip())
-            machine = keep_tiers(machine, int(tiers) if tiers.strip().lstrip("+-").isdigit() else wanted)
-    return machine
-
-
-def _model(name: str | None, dtype: str | None = None) -> Any:
-    from kvsim.model import Model
-
-    if name is None:
-        return None
-    with _our_words():
-        model = Model.load(name)
-        return model if dtype is None else model.with_(weights_dtype=dtype)
-
-
-@contextlib.contextmanager
-def _our_words() -> Iterator[None]:
-    """Turn what is wrong with a configuration that the command names into wrong words: exit code 2."""
-    try:
-        yield
-    except UnknownNameError:
-        raise
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _policies(text: str | None) -> Any:
-    """Return what `--policy` says: a name for all tiers, or tier=name for single ones; unknown names fail here."""
-    from kvsim.policies import choose
-
-    if text is None:
-        return None
-    parts = [p.strip() for p in text.split(",")]
-    for part in parts:
-        choose(part.partition("=")[2] if "=" in part else part)
-    if all("=" in part for part in parts):
-        pairs = (part.partition("=") for part in parts)
-        return {tier.strip(): name.strip() for tier, _, name in pairs}
-    if len(parts) > 1:
-        raise click.UsageError(f"--policy: found {shown(text)}, expected one name, or TIER=NAME,TIER=NAME")
-    return parts[0]
-
-
-def _check_output(path: str | None, *, result: bool = True) -> None:
-    """Refuse a place that cannot be written before the work starts."""
-    if path is None:
-        return
-    from kvsim._files import check_writable
-    from kvsim._saved import check_suffix
-
-    if result:
-        try:
-            check_suffix(path)
-        except KvsimError as error:
-            raise click.UsageError(str(error)) from error
-    check_writable(path)
-
-
-def _print_json(document: Any) -> None:
-    from kvsim._table import plain
-
-    indent = 2 if sys.stdout.isatty() else None
-    click.echo(json.dumps(plain(document), allow_nan=False, indent=indent))
-
-
-def _say(text: str) -> None:
-    """Print text; signs that the output cannot carry are replaced by plain ones."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        text = text.translate(str.maketrans("█▓░·×–│", "#=-.x-|"))
-    click.echo(text)
-
-
-def _answer(found: Any, *, json_wanted: bool, output: str | None = None) -> None:
-    if output is not None:
-        found.save(output)
-    if json_wanted:
-        _print_json(found.to_dict())
-    else:
-        _say(repr(found))
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[..., None] | None]:
-    """Yield what to call with (done, total, text) to move a bar on standard error, None where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(what, total=None)
-
-        def move(done: int, total: int | None = None, text: str | None = None) -> None:
-            bar.update(task, completed=done, total=total, description=text or what)
-
-        yield move
-
-
 # ---- the commands ---------------------------------------------------------------------------------------------------
 
 
@@ -407,7 +144,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Replay KV-cache and weight traffic of LLM inference through any stack of memories.
+    """Run LLM inference through any stack of memories, or replay its KV-cache and weight traffic.
 
     A machine, a model or a workload is a preset's name (kvsim list) or a path to a file of your own.
     """
@@ -417,9 +154,9 @@ def cli(context: click.Context) -> None:
 
 @cli.command("compare", short_help="Workloads on machines: where the time goes.")
 @click.option(
-    "--workload", "workloads", type=_Names(), metavar="LIST", help="By default chat, coding-agent, overnight-batch."
+    "--workload", "workloads", type=Names(), metavar="LIST", help="By default chat, coding-agent, overnight-batch."
 )
-@click.option("--machine", "machines", type=_Names(), metavar="LIST", help="By default six, from SRAM to SSD.")
+@click.option("--machine", "machines", type=Names(), metavar="LIST", help="By default six, from SRAM to SSD.")
 @click.option("--model", metavar="MODEL", help="By default llama-3.1-70b with its weights in fp8.")
 @click.option("--weights-dtype", metavar="NAME", help="Precision of the weights: bf16, fp8, int4, ...")
 @click.option("--policy", metavar="NAME", help="Eviction, instead of the machines' own.")
@@ -450,10 +187,10 @@ def compare_command(
     """Say where the time goes, for chat and for agents, on every machine."""
     from kvsim.compare import MACHINES, MODEL, WORKLOADS, compare
 
-    _check_output(output)
-    loaded = [_machine(m) for m in machines or MACHINES]
-    served: Any = _model(model or MODEL, weights_dtype or "fp8" if model is None else weights_dtype)
-    with _progress("comparing") as progress:
+    check_output(output)
+    loaded = [load_machine(m) for m in machines or MACHINES]
+    served: Any = load_model(model or MODEL, weights_dtype or "fp8" if model is None else weights_dtype)
+    with progress_bar("comparing") as progress:
         found = compare(
             workloads or WORKLOADS,
             loaded,
@@ -461,21 +198,24 @@ def compare_command(
             seed=seed,
             scale=scale,
             lanes=lanes,
-            policy=_policies(policy),
+            policy=policies_of(policy),
             threads=threads,
             progress=progress,
         )
     if output is not None:
         found.save(output)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     from kvsim.reports import comparison
 
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     bold = (lambda text: click.style(text, bold=True)) if terminal else None
-    _say(comparison.text(found, width=width, bold=bold))
+    say(comparison.text(found, width=width, bold=bold))
+
+
+cli.add_command(run_command)
 
 
 @cli.command("replay", short_help="One trace through one machine's memories.")
@@ -512,12 +252,12 @@ def replay_command(
     from kvsim.replay import LANES, replay
     from kvsim.trace import RequestTrace
 
-    _check_output(output)
-    stack, served, evicting = _machine(machine, changes, tiers), _model(model), _policies(policy)
-    source = _trace(trace, given)
+    check_output(output)
+    stack, served, evicting = load_machine(machine, changes, tiers), load_model(model), policies_of(policy)
+    source = trace_of(trace, given)
     if served is None and isinstance(source, RequestTrace):
         raise click.UsageError("--model: found none, expected one: it turns requests into bytes and FLOPs")
-    with _progress("replaying") as progress:
+    with progress_bar("replaying") as progress:
         found = replay(
             source,
             machine=stack,
@@ -528,7 +268,7 @@ def replay_command(
             seed=given["seed"],
             progress=progress,
         )
-    _answer(found, json_wanted=as_json, output=output)
+    answer(found, json_wanted=as_json, output=output)
 
 
 @cli.command("curve", short_help="Hits against capacity, for each policy.")
@@ -536,7 +276,7 @@ def replay_command(
 @click.option(
     "--policy",
     "policies",
-    type=_Names(),
+    type=Names(),
     default="lru",
     metavar="LIST",
     help="One curve each; leaf-NAME evicts leaves only.",
@@ -545,12 +285,12 @@ def replay_command(
     "--hit-rule", type=click.Choice(["block", "prefix"]), default="block", help="Each block, or the run from the start."
 )
 @click.option("--weight", type=click.Choice(["block", "token", "byte"]), default="block", help="What a hit counts.")
-@click.option("--capacity-blocks", type=_Numbers(""), metavar="LIST", help="Capacities in blocks.")
-@click.option("--capacity-tokens", type=_Numbers(""), metavar="LIST", help="Capacities in tokens.")
-@click.option("--capacity-bytes", type=_Numbers("bytes"), metavar="LIST", help="Capacities in bytes: 64GB,1TB.")
+@click.option("--capacity-blocks", type=Numbers(""), metavar="LIST", help="Capacities in blocks.")
+@click.option("--capacity-tokens", type=Numbers(""), metavar="LIST", help="Capacities in tokens.")
+@click.option("--capacity-bytes", type=Numbers("bytes"), metavar="LIST", help="Capacities in bytes: 64GB,1TB.")
 @click.option(
     "--measure-last",
-    type=_Share(0, 1, min_open=True),
+    type=Share(0, 1, min_open=True),
     default=1.0,
     metavar="F",
     help="Count only this last share of requests.",
@@ -579,7 +319,7 @@ def curve_command(
     from kvsim.curve import curve
     from kvsim.policies import choose
 
-    _check_output(output)
+    check_output(output)
     asked = {"blocks": capacity_blocks, "tokens": capacity_tokens, "bytes": capacity_bytes}
     units = [unit for unit, capacities in asked.items() if capacities is not None]
     if len(units) > 1:
@@ -587,9 +327,9 @@ def curve_command(
     unit = units[0] if units else "blocks"
     for policy in policies:
         choose(policy)
-    with _our_words():
+    with our_words():
         found = curve(
-            _trace(trace, given),
+            trace_of(trace, given),
             policies=policies,
             capacities=asked[unit],
             unit=unit,
@@ -597,10 +337,10 @@ def curve_command(
             weight=weight,
             measure_last=measure_last,
             half_block=half_block,
-            model=_model(model),
+            model=load_model(model),
             seed=given["seed"],
         )
-    _answer(found, json_wanted=as_json, output=output)
+    answer(found, json_wanted=as_json, output=output)
 
 
 @cli.command("fits", short_help="What room a model leaves on a machine.")
@@ -623,8 +363,8 @@ def fits_command(
     from kvsim.fits import fits
 
     more = {} if context is None else {"context": context}
-    found = fits(_model(model, weights_dtype), _machine(machine, changes, tiers), **more)
-    _answer(found, json_wanted=as_json)
+    found = fits(load_model(model, weights_dtype), load_machine(machine, changes, tiers), **more)
+    answer(found, json_wanted=as_json)
 
 
 @cli.command("generate", short_help="Make a trace of a workload.")
@@ -634,7 +374,7 @@ def fits_command(
 @click.option("--sessions", type=click.IntRange(1), metavar="N", help="How many sessions.")
 @click.option("--seed", type=SEED, default=0, metavar="S", help="The same seed gives the same trace.")
 @click.option(
-    "--param", "params", type=_Pairs(), multiple=True, help="Set a parameter, KEY=VALUE (kvsim show WORKLOAD)."
+    "--param", "params", type=Pairs(), multiple=True, help="Set a parameter, KEY=VALUE (kvsim show WORKLOAD)."
 )
 @click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N requests.")
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N requests.")
@@ -646,12 +386,12 @@ def generate_command(workload: str, output: str | None, to: str | None, as_json:
 
     if workload not in workloads.names() and not workload.endswith(".toml"):
         raise UnknownNameError(workload, workloads.names(), "workload")
-    _check_output(output, result=False)
-    trace = _trace(workload, given)
+    check_output(output, result=False)
+    trace = trace_of(workload, given)
     if output is not None:
         from kvsim.traces import write_trace
 
-        with _our_words():
+        with our_words():
             write_trace(trace, output, format=to)
     _show_trace(trace, output, as_json)
 
@@ -666,9 +406,9 @@ def convert_command(source: str, target: str, to: str | None, as_json: bool, **g
     """Read the trace IN in any format and write it to OUT."""
     from kvsim.traces import write_trace
 
-    _check_output(target, result=False)
-    trace = _trace(source, given)
-    with _our_words():
+    check_output(target, result=False)
+    trace = trace_of(source, given)
+    with our_words():
         write_trace(trace, target, format=to)
     _show_trace(trace, target, as_json)
 
@@ -676,14 +416,20 @@ def convert_command(source: str, target: str, to: str | None, as_json: bool, **g
 def _show_trace(trace: Any, written: str | None, as_json: bool) -> None:
     if as_json:
         said = trace.statistics() if hasattr(trace, "statistics") else {}
-        _print_json({"name": getattr(trace, "name", None), "written": written, "statistics": said})
+        print_json({"name": getattr(trace, "name", None), "written": written, "statistics": said})
         return
-    _say(repr(trace))
+    say(repr(trace))
     if written is not None:
-        _say(f"written to {written} ({Path(written).stat().st_size:,} bytes)")
+        say(f"written to {written} ({Path(written).stat().st_size:,} bytes)")
 
 
-_SORTS = ("machines", "models", "workloads", "policies", "formats")
+cli.add_command(diff_command)
+
+_SORTS = ("machines", "models", "workloads", "policies", "retention", "routers", "formats")
+_REMARKS = {
+    "policies": "leaf-NAME evicts only blocks that no other continues",
+    "retention": "written timeout:SECONDS, demote:SECONDS[:TIER], lead:SECONDS; the others bare",
+}
 
 
 def _names(sort: str) -> list[str]:
@@ -703,13 +449,21 @@ def _names(sort: str) -> list[str]:
         from kvsim import policies
 
         return list(policies.names())
+    if sort == "retention":
+        from kvsim.retention import RULES
+
+        return list(RULES)
+    if sort == "routers":
+        from kvsim.serving import ROUTERS
+
+        return list(ROUTERS)
     from kvsim import traces
 
     return list(traces.FORMATS.names())
 
 
-@cli.command("list", short_help="The names of presets, policies and formats.")
-@click.argument("what", required=False, metavar="[machines|models|workloads|policies|formats]")
+@cli.command("list", short_help="The names of presets, policies, rules and formats.")
+@click.argument("what", required=False, metavar="[machines|models|workloads|policies|retention|routers|formats]")
 @as_json
 def list_command(what: str | None, as_json: bool) -> None:
     """List the names that there are."""
@@ -717,22 +471,26 @@ def list_command(what: str | None, as_json: bool) -> None:
         raise UnknownNameError(what, _SORTS, "sort of names")
     chosen = {sort: _names(sort) for sort in (_SORTS if what is None else (what,))}
     if as_json:
-        _print_json(chosen)
+        print_json(chosen)
         return
     if what is not None:
-        _say("\n".join(chosen[what]))
+        say("\n".join(chosen[what]))
         return
     for sort, names in chosen.items():
-        more = " (leaf-NAME evicts only blocks that no other continues)" if sort == "policies" else ""
-        _say(f"{sort}{more}:")
-        _say("\n".join(f"  {name}" for name in names))
+        say(f"{sort} ({_REMARKS[sort]}):" if sort in _REMARKS else f"{sort}:")
+        say("\n".join(f"  {name}" for name in names))
 
 
-@cli.command("show", short_help="A preset's numbers, with their sources.")
+@cli.command("show", short_help="A preset's numbers with their sources, or a saved result.")
 @click.argument("name")
 @as_json
 def show_command(name: str, as_json: bool) -> None:
-    """Every number of a machine, a model or a workload, with its source and how good it is."""
+    """Every number of a machine, a model or a workload, with its source and how good it is; or a saved result."""
+    if _is_saved(Path(name)):
+        from kvsim.result import load
+
+        answer(load(name), json_wanted=as_json)
+        return
     from kvsim import workloads
     from kvsim.machine import Machine
     from kvsim.model import Model
@@ -744,14 +502,24 @@ def show_command(name: str, as_json: bool) -> None:
         for key, value in preset.values.items():
             text, quality = preset.sources.get(key, (None, None))
             rows.append(Row(key, value, preset.units.get(key, ""), _written(value), text, quality))
-        _answer(Shown(name, "workload", preset.title, tuple(rows)), json_wanted=as_json)
+        answer(Shown(name, "workload", preset.title, tuple(rows)), json_wanted=as_json)
         return
     names = (*Machine.names(), *Model.names(), *workloads.names())
     if name not in names and not Path(name).exists() and not Path(name).suffix:
         raise UnknownNameError(name, names, "machine, model or workload")
-    with _our_words():
+    with our_words():
         found = show(name)
-    _answer(found, json_wanted=as_json)
+    answer(found, json_wanted=as_json)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether this is a file of kvsim's results, and no configuration: those are TOML, or a model's config.json."""
+    if path.suffix.lower() not in (".npz", ".json") or not path.is_file():
+        return False
+    if path.suffix.lower() == ".npz":
+        return True
+    with path.open("rb") as file:
+        return b'"format": "kvsim ' in file.read(200)
 
 
 def _written(value: object) -> str:

@@ -214,7 +214,8 @@ def compare(
 
     Parameters
     ----------
-    workloads, machines : names, or paths to TOML files; machines also as objects.
+    workloads, machines : names, or paths to TOML files; machines also as objects. Of a machine of several pools the one
+        with the role attention is replayed on.
     model : a name, a path or an object.
     weights_dtype : precision of the weights; by default fp8 where `model` is a name, else the model's own.
     seed : of the workloads.
@@ -242,7 +243,7 @@ def compare(
         raise ConfigError("compare: found nothing to compare, expected a workload and a machine at least")
     if isinstance(scale, bool) or not 0 < scale <= 1e6:
         raise ConfigError(f"scale: found {scale!r}, expected a number above 0, at most 1e6")
-    loaded = [Machine.load(m) for m in machines]
+    loaded = [Machine.load(m).narrowed() for m in machines]
     served = Model.load(model)
     if weights_dtype is not None or not isinstance(model, Model):
         served = served.with_(weights_dtype=weights_dtype or WEIGHTS_DTYPE)

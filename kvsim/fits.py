@@ -143,7 +143,7 @@ def fits(
 
     Parameters
     ----------
-    model, machine : names, paths or objects.
+    model, machine : names, paths or objects. Of a machine of several pools the one with the role attention is asked.
     context : context lengths in tokens.
 
     Raises
@@ -153,7 +153,8 @@ def fits(
     KvsimError
         A name or a length that makes no sense.
     """
-    model, machine = Model.load(model), Machine.load(machine)
+    model, whole = Model.load(model), Machine.load(machine)
+    machine = whole.narrowed()
     lengths = _lengths(context)
     home = machine.weights_home(model.weight_bytes)
     rooms = tuple(_room(model, machine, place, home) for place in range(len(machine.tiers)))
@@ -174,7 +175,7 @@ def fits(
         state_bytes=model.state_bytes,
         rooms=rooms,
         contexts=tuple(contexts),
-        warnings=tuple(_warnings(model, machine, home, rooms, contexts)),
+        warnings=(*_left_out(whole, machine), *_warnings(model, machine, home, rooms, contexts)),
     )
 
 
@@ -213,6 +214,19 @@ def _stream_s(model: Model, machine: Machine, home: int) -> float:
         if upper < home <= lower:
             rate = min(rate, link.count * link.read_bytes_per_s)
     return model.weight_bytes / rate
+
+
+def _left_out(whole: Machine, machine: Machine) -> list[str]:
+    """Say which pool was asked, and that all weights count there."""
+    if len(whole.pools) == 1:
+        return []
+    pool = machine.pools[0]
+    others = ", ".join(other.name for other in whole.pools if other.name != pool.name)
+    found = [f"the rooms are those of the pool {pool.name} alone, which holds the KV; not of {others}"]
+    if "ffn" not in pool.roles:
+        holder = whole.pool_for("ffn").name
+        found.append(f"all weights are counted in the pool {pool.name}; those of feed-forward lie in {holder}")
+    return found
 
 
 def _warnings(

@@ -33,9 +33,13 @@ def keep_tiers(machine: Machine, wanted: int | Sequence[str]) -> Machine:
     UnknownNameError
         No tier of that name.
     ConfigError
-        None is left, more are asked for than there are, or links of two tiers pass through one that went.
+        The machine has several pools, none is left, more are asked for than there are, or links of two tiers pass
+        through one that went.
     """
     names = machine.tier_names
+    if len(machine.pools) > 1:
+        pools = ", ".join(pool.name for pool in machine.pools)
+        raise ConfigError(f"tiers: found several pools in {machine.name} ({pools}), expected a machine of one pool")
     if isinstance(wanted, int):
         if not 1 <= wanted <= len(names):
             raise ConfigError(

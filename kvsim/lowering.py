@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvsim.units import UNBOUNDED_BYTES
 from kvsim_core import KINDS, OPERATIONS
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def lower(machine: Machine, model: Model | None, *, layers: int, activation_byte
             {
                 **_channel(tier, tier.efficiency),
                 "capacity_bytes": machine.usable_bytes(t),
-                "fragment_bytes": int(tier.fragment_bytes),
+                # identical memories move their fragments side by side
+                "fragment_bytes": min(int(tier.fragment_bytes) * tier.count, UNBOUNDED_BYTES),
                 "path": paths[t],
                 "leaf_only": tier.leaf_only or tier.policy.startswith("leaf-"),
                 "touch_all": tier.touch == "all",

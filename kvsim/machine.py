@@ -2,7 +2,8 @@
 
 All objects are frozen. Numbers may be given as text with units ("3.35 TB/s"); they are held in SI.
 Tiers are ordered from compute outwards; a tier or a link is `count` identical ones, and its numbers
-are those of one.
+are those of one. A machine of several pools gives each a near tier of its own; the tiers behind are
+shared, and a pool's near tier with these is its ladder.
 """
 
 from __future__ import annotations
@@ -11,289 +12,20 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from kvsim import _toml
 from kvsim._fields import Checked, Rule
+from kvsim._ladder import check_link, check_pools, full_movements, kept_paths, ladders, neighbours
+from kvsim._parts import KINDS, Link, Movement, Pool, Tier
 from kvsim._toml import DOUBTFUL, Source, find_source
 from kvsim.errors import MachineError, UnknownNameError, shown
 from kvsim.units import UNBOUNDED_BYTES, format_bytes, format_rate, format_time, parse
 
 __all__ = ["KINDS", "Link", "Machine", "Movement", "Pool", "Tier"]
 
-KINDS: Final = ("kv", "weights", "state", "data")
-ROLES: Final = ("prefill", "attention", "ffn")
-MEDIA: Final = ("SRAM", "HBM", "DRAM", "SSD", "remote")
 MOST_TIERS, MOST_LINKS, MOST_POOLS = 8, 16, 8
-_PEAKS = ("fp32", "bf16", "fp16", "fp8", "int8", "fp4")
-# What computes weights of a precision when the hardware has no unit for it: the next wider one that
-# it has.
-_WIDER = {
-    "fp4": ("fp4", "fp8", "bf16", "fp16"),
-    "nvfp4": ("fp4", "fp8", "bf16", "fp16"),
-    "mxfp4": ("fp4", "fp8", "bf16", "fp16"),
-    "int4": ("int8", "bf16", "fp16"),
-    "fp8": ("fp8", "bf16", "fp16"),
-    "int8": ("int8", "bf16", "fp16"),
-    "bf16": ("bf16", "fp16"),
-    "fp16": ("fp16", "bf16"),
-    "fp32": ("fp32",),
-}
-_HOUR = 3600.0
-_rate = Rule("bytes/s", low=1.0)
-_delay = Rule("s", high=_HOUR)
-
-
-def _short(rule: Rule, *names: str) -> Rule:
-    return dataclasses.replace(rule, short=names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tier(Checked):
-    """A memory: `count` identical ones; every number is one's.
-
-    Attributes
-    ----------
-    medium : SRAM, HBM, DRAM, SSD or remote.
-    capacity_bytes : may be 0 (a tier that holds nothing) or "unbounded".
-    efficiency : achieved fraction of the bandwidths, above 0 to 1.
-    overhead_s : per fragment of `fragment_bytes` (0: per transfer).
-    norm : p of the transfer time (latency^p + rest^p)^(1/p); 1 adds them up.
-    duplex : "half" (reads and writes share the time), "full", or a total in bytes/s of one.
-    policy, leaf_only : what evicts, and whether only blocks without children here may go.
-    touch : "all" if a look-up that a nearer tier answers also tells this tier's policy, else
-        "nearest".
-    endurance_dwpd : drive writes a day it is made for; price_usd : of one. None where not known.
-    """
-
-    name: str
-    medium: str
-    capacity_bytes: int
-    read_bytes_per_s: float
-    write_bytes_per_s: float
-    count: int = 1
-    efficiency: float = 1.0
-    latency_s: float = 0.0
-    overhead_s: float = 0.0
-    fragment_bytes: int = 0
-    norm: float = 1.0
-    duplex: str | float = "half"
-    policy: str = "lru"
-    leaf_only: bool = False
-    touch: str = "nearest"
-    endurance_dwpd: float | None = None
-    price_usd: float | None = None
-
-    WHAT: ClassVar[str] = "tier"
-    RULES: ClassVar[dict[str, Rule]] = {
-        "name": Rule("name"),
-        "medium": Rule("word", words=MEDIA),
-        "count": Rule("count", low=1, high=1_000_000),
-        "capacity_bytes": Rule("bytes", short=("capacity",)),
-        "read_bytes_per_s": _short(_rate, "read"),
-        "write_bytes_per_s": _short(_rate, "write"),
-        "efficiency": Rule("", high=1.0, positive=True),
-        "latency_s": _short(_delay, "latency"),
-        "overhead_s": _short(_delay, "overhead"),
-        "fragment_bytes": Rule("bytes", short=("fragment",)),
-        "norm": Rule("", low=1.0, high=16.0),
-        "duplex": Rule("bytes/s", low=1.0, words=("half", "full")),
-        "policy": Rule("text"),
-        "leaf_only": Rule("flag"),
-        "touch": Rule("word", words=("nearest", "all")),
-        "endurance_dwpd": Rule("", optional=True, short=("dwpd", "endurance")),
-        "price_usd": Rule("USD", optional=True, short=("price",)),
-    }
-
-    def __post_init__(self) -> None:
-        self._read_fields()
-        if self.capacity_bytes != UNBOUNDED_BYTES and self.count * self.capacity_bytes > UNBOUNDED_BYTES:
-            raise MachineError(
-                f"tier.{self.name}.capacity_bytes: found {self.count} x {self.capacity_bytes}, "
-                f"expected at most {UNBOUNDED_BYTES} bytes in all"
-            )
-
-    @property
-    def total_capacity_bytes(self) -> int:
-        """What all of them hold."""
-        return min(self.count * self.capacity_bytes, UNBOUNDED_BYTES)
-
-    @property
-    def total_read_bytes_per_s(self) -> float:
-        """Achieved read bandwidth of all of them."""
-        return self.count * self.read_bytes_per_s * self.efficiency
-
-    @property
-    def total_write_bytes_per_s(self) -> float:
-        """Achieved write bandwidth of all of them."""
-        return self.count * self.write_bytes_per_s * self.efficiency
-
-    @property
-    def total_price_usd(self) -> float | None:
-        """Price of all of them, or None."""
-        return None if self.price_usd is None else self.count * self.price_usd
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link(Checked):
-    """What a move between two tiers crosses: `count` identical ones; every number is one's.
-
-    `between` names the tier nearer to compute, then the farther one; read is towards compute.
-    `overhead_s` is spent for each transfer. `duplex` is "full", "half" or a total in bytes/s of
-    one.
-    """
-
-    name: str
-    between: tuple[str, str]
-    read_bytes_per_s: float
-    write_bytes_per_s: float
-    count: int = 1
-    duplex: str | float = "full"
-    latency_s: float = 0.0
-    overhead_s: float = 0.0
-
-    WHAT: ClassVar[str] = "link"
-    RULES: ClassVar[dict[str, Rule]] = {
-        "name": Rule("name"),
-        "count": Rule("count", low=1, high=1_000_000),
-        "read_bytes_per_s": _short(_rate, "read"),
-        "write_bytes_per_s": _short(_rate, "write"),
-        "duplex": Rule("bytes/s", low=1.0, words=("half", "full")),
-        "latency_s": _short(_delay, "latency"),
-        "overhead_s": _short(_delay, "overhead"),
-    }
-
-    def __post_init__(self) -> None:
-        self._read_fields()
-        ends = self.between
-        if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(isinstance(end, str) for end in ends):
-            raise MachineError(f"link.{self.name}.between: found {shown(ends)}, expected the names of two tiers")
-        object.__setattr__(self, "between", tuple(ends))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Movement(Checked):
-    """What moves between two neighbouring tiers.
-
-    Attributes
-    ----------
-    upper, lower : the tier nearer to compute, and the next one outwards.
-    promote : on a hit below: "always", "never", or after so many hits there.
-    inclusion : a promoted block stays below too ("inclusive") or leaves ("exclusive").
-    eviction : on eviction above: "write_back" (demote unless below has it), "write_through" (it
-        went down when it was inserted) or "discard".
-    kinds : which kinds are promoted; weights that are not are streamed from where they lie.
-
-    Raises
-    ------
-    MachineError
-        An unknown word, or exclusive with write_through, which contradict each other.
-    """
-
-    upper: str
-    lower: str
-    promote: str | int = "always"
-    inclusion: str = "inclusive"
-    eviction: str = "write_back"
-    kinds: tuple[str, ...] = KINDS
-
-    WHAT: ClassVar[str] = "movement"
-    RULES: ClassVar[dict[str, Rule]] = {
-        "upper": Rule("name"),
-        "lower": Rule("name"),
-        "promote": Rule("count", low=1, high=1_000_000, words=("always", "never")),
-        "inclusion": Rule("word", words=("inclusive", "exclusive")),
-        "eviction": Rule("word", words=("write_back", "write_through", "discard")),
-    }
-
-    def _label(self) -> str:
-        return f'movement."{self.upper}/{self.lower}"'
-
-    def __post_init__(self) -> None:
-        self._read_fields()
-        object.__setattr__(self, "kinds", _words(self.kinds, KINDS, f"{self._label()}.kinds", "kind"))
-        if self.inclusion == "exclusive" and self.eviction == "write_through":
-            raise MachineError(
-                f"{self._label()}: found inclusion 'exclusive' with eviction 'write_through', "
-                "expected another eviction: what was written through would be a second copy"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool(Checked):
-    """Identical devices that compute together.
-
-    Attributes
-    ----------
-    devices : how many; tensor : over how many the weights are divided, or "auto" (the fewest that
-        hold them).
-    peak_flops_per_s : dense peak of one device by precision.
-    mfu : achieved fraction of the peak with many tokens, of each operation ("attention", "ffn") or
-        one number.
-    t_step_s, t_layer_s : overhead of a step, and of each layer.
-    allreduce_latency_s, allreduce_bytes_per_s : of an all-reduce; 0 bytes/s leaves its bandwidth
-        term out.
-    roles : prefill, attention, ffn.
-    """
-
-    name: str
-    devices: int = 1
-    tensor: str | int = "auto"
-    peak_flops_per_s: Mapping[str, float] = field(hash=False)
-    mfu: Mapping[str, float] = field(default=1.0, hash=False)  # type: ignore[arg-type]
-    t_step_s: float = 0.0
-    t_layer_s: float = 0.0
-    allreduce_latency_s: float = 0.0
-    allreduce_bytes_per_s: float = 0.0
-    roles: tuple[str, ...] = ROLES
-
-    WHAT: ClassVar[str] = "pool"
-    RULES: ClassVar[dict[str, Rule]] = {
-        "name": Rule("name"),
-        "devices": Rule("count", low=1, high=1_000_000),
-        "tensor": Rule("count", low=1, words=("auto",)),
-        "t_step_s": _short(_delay, "t_step"),
-        "t_layer_s": _short(_delay, "t_layer"),
-        "allreduce_latency_s": _short(_delay, "allreduce_latency"),
-        "allreduce_bytes_per_s": Rule("bytes/s", short=("allreduce",)),
-        "peak_flops_per_s": Rule("FLOP/s", positive=True, short=("peak",)),
-        "mfu": Rule("", high=1.0, positive=True),
-    }
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        peak, mfu = self.peak_flops_per_s, self.mfu
-        put(self, "peak_flops_per_s", 1.0)
-        put(self, "mfu", 1.0)
-        self._read_fields()
-        at = f"pool.{self.name}"
-        put(self, "roles", _words(self.roles, ROLES, f"{at}.roles", "role"))
-        if not isinstance(mfu, Mapping):
-            mfu = dict.fromkeys(("attention", "ffn"), mfu)
-        put(self, "peak_flops_per_s", self._table(peak, _PEAKS, "peak_flops_per_s", "precision"))
-        put(self, "mfu", self._table(mfu, ("attention", "ffn"), "mfu", "operation"))
-        if len(self.mfu) != 2:
-            raise MachineError(f"{at}.mfu: found {shown(dict(self.mfu))}, expected both attention and ffn")
-        if isinstance(self.tensor, int) and (self.tensor > self.devices or self.devices % self.tensor):
-            raise MachineError(f"{at}.tensor: found {self.tensor}, expected a divisor of devices ({self.devices})")
-
-    def _table(self, table: object, known: tuple[str, ...], key: str, what: str) -> dict[str, float]:
-        at = f"pool.{self.name}.{key}"
-        if not isinstance(table, Mapping) or not table:
-            raise MachineError(f"{at}: found {shown(table)}, expected a table by {what} ({', '.join(known)})")
-        for name in table:
-            if name not in known:
-                raise UnknownNameError(name, known, what, place=at)
-        return {name: self.RULES[key].read(table[name], f"{at}.{name}") for name in known if name in table}
-
-    def peak(self, dtype: str) -> float:
-        """Return one device's peak FLOP/s for a precision; the next wider unit's if it has none."""
-        for name in _WIDER.get(dtype, (dtype,)):
-            if name in self.peak_flops_per_s:
-                return self.peak_flops_per_s[name]
-        return min(self.peak_flops_per_s.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,10 +34,16 @@ class Machine(Checked):
 
     Attributes
     ----------
-    tiers : from compute outwards, 1 to 8; links : at most 16; movements : one for each pair of
-        neighbours (a pair that is not given gets the defaults).
-    reserve : fraction of the nearest tier that neither weights nor KV may use.
-    price_usd_per_h, capex_usd, power_w : rent, purchase, all-in power; None where not known.
+    tiers : from compute outwards, the near tiers of pools first, 1 to 8; links : at most 16;
+        movements : one for each pair of neighbours in a pool's ladder (a pair that is not given gets
+        the defaults).
+    pools : 1 to 8; where there are several, each role is had by exactly one.
+    reserve : fraction of a pool's near tier that neither weights nor KV may use.
+    price_usd_per_h, capex_usd, power_w : rent, purchase, all-in power; None where not known, which
+        is written "none".
+    cpu_slots : tool calls that run at once beside the machine; None is no limit.
+    electricity_usd_per_kwh : what US industry paid on average in 2023 and 2024, 0.08 USD (Energy
+        Information Administration, Electric Power Monthly, table 5.3), unless given.
     sources : where each number comes from, by dotted path; a table's entry holds for what is in it.
 
     Raises
@@ -325,6 +63,8 @@ class Machine(Checked):
     price_usd_per_h: float | None = None
     capex_usd: float | None = None
     power_w: float | None = None
+    cpu_slots: int | None = None
+    electricity_usd_per_kwh: float = 0.08
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     RULES: ClassVar[dict[str, Rule]] = {
@@ -335,14 +75,19 @@ class Machine(Checked):
         "price_usd_per_h": Rule("USD/h", optional=True, short=("price", "rent")),
         "capex_usd": Rule("USD", optional=True, short=("capex",)),
         "power_w": Rule("W", optional=True, short=("power",)),
+        "cpu_slots": Rule("count", low=1, high=1_000_000, optional=True),
+        "electricity_usd_per_kwh": Rule("", short=("electricity",)),
     }
 
     def _label(self) -> str:
         return ""
 
     def __post_init__(self) -> None:
-        self._read_fields()
         put = object.__setattr__
+        for key, rule in self.RULES.items():
+            if rule.optional and getattr(self, key) == "none":  # TOML has no null, to undo what a base says
+                put(self, key, None)
+        self._read_fields()
         if not self.title:
             put(self, "title", self.name)
         for key, sort in (("tiers", Tier), ("pools", Pool), ("links", Link), ("movements", Movement)):
@@ -359,31 +104,14 @@ class Machine(Checked):
                 if names.count(name) > 1:
                     raise MachineError(f"{key}: found two of the name {name!r}, expected each name once")
         order = self.tier_names
+        check_pools(order, self.pools)
+        steps = self._ladders()
         for link in self.links:
-            self._check_pair(link.between, f"link.{link.name}.between", order)
-        given: dict[tuple[str, str], Movement] = {}
-        for movement in self.movements:
-            pair = (movement.upper, movement.lower)
-            at = f'movement."{movement.upper}/{movement.lower}"'
-            self._check_pair(pair, at, order)
-            if order.index(pair[1]) != order.index(pair[0]) + 1:
-                raise MachineError(
-                    f"{at}: found tiers that are not neighbours, expected two in a row of {'/'.join(order)}"
-                )
-            if pair in given:
-                raise MachineError(f"{at}: found two, expected one for each pair of neighbours")
-            given[pair] = movement
-        pairs = pairwise(order)
-        put(self, "movements", tuple(given.get(p, Movement(upper=p[0], lower=p[1])) for p in pairs))
+            check_link(link, order, self.pools, steps)
+        put(self, "movements", full_movements(self.movements, order, steps))
 
-    def _check_pair(self, pair: tuple[str, str], at: str, order: tuple[str, ...]) -> None:
-        for end in pair:
-            if end not in order:
-                raise UnknownNameError(end, order, "tier", place=at)
-        if order.index(pair[0]) >= order.index(pair[1]):
-            raise MachineError(
-                f"{at}: found {pair[0]!r} before {pair[1]!r}, expected the nearer tier first ({'/'.join(order)})"
-            )
+    def _ladders(self) -> tuple[tuple[str, ...], ...]:
+        return ladders(self.tier_names, (pool.near for pool in self.pools))
 
     # ---------------------------------------------------------------- parts
 
@@ -409,23 +137,89 @@ class Machine(Checked):
                 return pool
         raise MachineError(f"{self.name}: found no pool with the role {shown(role)}, expected one")
 
-    def usable_bytes(self, tier: int) -> int:
-        """Bytes that blocks may take in a tier: all, less the reserve in the nearest."""
-        total = self.tiers[tier].total_capacity_bytes
-        return total - round(total * self.reserve) if tier == 0 else total
+    def pool(self, name: str) -> Pool:
+        """Return the pool of a name; UnknownNameError if there is none."""
+        for pool in self.pools:
+            if pool.name == name:
+                return pool
+        raise UnknownNameError(name, [pool.name for pool in self.pools], "pool", place=self.name)
 
-    def weights_home(self, weight_bytes: int) -> int:
-        """Return the nearest tier that holds all weights (in the nearest tier: less the reserve).
+    def ladder(self, pool: Pool | str) -> tuple[int, ...]:
+        """Return the places of a pool's tiers among the machine's: its near tier, then those that all pools share.
+
+        Raises
+        ------
+        UnknownNameError
+            The machine has no pool of that name.
+        """
+        names = [held.name for held in self.pools]
+        at = names.index(self.pool(pool if isinstance(pool, str) else pool.name).name)
+        return tuple(self.tier_names.index(name) for name in self._ladders()[at])
+
+    def movement(self, upper: str | int, lower: str | int) -> Movement:
+        """Return what moves between two tiers (names or places): their rule, or the defaults if they are no neighbours.
+
+        Raises
+        ------
+        UnknownNameError
+            No tier of that name.
+        """
+        pair = tuple(self.tiers[end].name if isinstance(end, int) else self.tier(end).name for end in (upper, lower))
+        for movement in self.movements:
+            if (movement.upper, movement.lower) == pair:
+                return movement
+        return Movement(upper=pair[0], lower=pair[1])
+
+    def joins_pools(self, link: Link) -> bool:
+        """Say whether a link joins two pools rather than two tiers."""
+        return not set(link.between) <= set(self.tier_names)
+
+    def narrowed(self, pool: Pool | str | None = None) -> Machine:
+        """Return the machine with one pool only and its ladder, links and movements; itself if it has one pool.
+
+        Name, price and power stay those of the whole.
+
+        Parameters
+        ----------
+        pool : by default the one with the role attention, which holds the KV.
+
+        Raises
+        ------
+        UnknownNameError
+            The machine has no pool of that name.
+        """
+        if pool is None:
+            chosen = self.pool_for("attention") if len(self.pools) > 1 else self.pools[0]
+        else:
+            chosen = self.pool(pool if isinstance(pool, str) else pool.name)
+        if len(self.pools) == 1:
+            return self
+        tiers = tuple(self.tiers[place] for place in self.ladder(chosen))
+        return self.with_(tiers=tiers, pools=(dataclasses.replace(chosen, near=""),))
+
+    def usable_bytes(self, tier: int) -> int:
+        """Bytes that blocks may take in a tier: all, less the reserve where it is a pool's near tier."""
+        total = self.tiers[tier].total_capacity_bytes
+        near = self.tiers[tier].name in {ladder[0] for ladder in self._ladders()}
+        return total - round(total * self.reserve) if near else total
+
+    def weights_home(self, weight_bytes: int, *, pool: Pool | str | None = None) -> int:
+        """Return the place of the nearest tier that holds all weights (in a near tier: less the reserve).
+
+        Parameters
+        ----------
+        pool : whose ladder they must lie on; by default any tier will do.
 
         Raises
         ------
         MachineError
             No tier is large enough.
         """
-        for index in range(len(self.tiers)):
+        places = tuple(range(len(self.tiers))) if pool is None else self.ladder(pool)
+        for index in places:
             if weight_bytes <= self.usable_bytes(index):
                 return index
-        largest = max(range(len(self.tiers)), key=self.usable_bytes)
+        largest = max(places, key=self.usable_bytes)
         raise MachineError(
             f"{self.name}: weights {format_bytes(weight_bytes)} exceed every tier "
             f"(largest {self.tiers[largest].name}: {format_bytes(self.usable_bytes(largest))})"
@@ -461,8 +255,9 @@ class Machine(Checked):
         return [path for path, _, _ in self.numbers() if self.source(path) is None]
 
     def _leaves(self) -> Iterator[tuple[str, Any, Rule | None]]:
-        for key in ("reserve", "price_usd_per_h", "capex_usd", "power_w"):
-            if getattr(self, key) is not None:
+        bare = {f.name: f.default for f in dataclasses.fields(self)}
+        for key in ("reserve", "price_usd_per_h", "capex_usd", "power_w", "cpu_slots", "electricity_usd_per_kwh"):
+            if getattr(self, key) != bare[key] or key == "reserve":  # the reserve has its source even at its default
                 yield key, getattr(self, key), self.RULES[key]
         for sort, things in (("pool", self.pools), ("tier", self.tiers), ("link", self.links)):
             for thing in things:
@@ -515,18 +310,34 @@ class Machine(Checked):
         return _toml.preset_names("machines")
 
     def with_(self, **changes: Any) -> Machine:
-        """Return a copy with some fields changed; movements and links of dropped tiers go too."""
+        """Return a copy with some fields changed; movements, links and sources of dropped tiers or pools go too."""
         known = [f.name for f in dataclasses.fields(self)]
         for key in changes:
             if key not in known:
                 raise UnknownNameError(key, known, "field of a machine")
-        if "tiers" in changes:
-            names = [tier.name for tier in changes["tiers"] if isinstance(tier, Tier)]
-            pairs = set(pairwise(names))
-            kept = tuple(m for m in self.movements if (m.upper, m.lower) in pairs)
-            changes.setdefault("movements", kept)
-            changes.setdefault("links", tuple(k for k in self.links if set(k.between) <= set(names)))
+        if "tiers" in changes or "pools" in changes:
+            self._drop_loose(changes)
         return dataclasses.replace(self, **changes)
+
+    def _drop_loose(self, changes: dict[str, Any]) -> None:
+        """Put into changes of tiers or pools what is left of movements, links and sources."""
+        tiers = [tier.name for tier in changes.get("tiers", self.tiers) if isinstance(tier, Tier)]
+        pools = [pool for pool in changes.get("pools", self.pools) if isinstance(pool, Pool)]
+        names = {pool.name for pool in pools}
+        steps = ladders(tiers, (pool.near for pool in pools))
+        pairs = neighbours(steps)
+        sets = [set(ladder) for ladder in steps]
+        if len(pools) > 1:
+            sets.append(names)
+        changes.setdefault("movements", tuple(m for m in self.movements if (m.upper, m.lower) in pairs))
+        changes.setdefault("links", tuple(k for k in self.links if any(set(k.between) <= ends for ends in sets)))
+        left = {
+            "tier": tiers,
+            "pool": names,
+            "link": [link.name for link in changes["links"] if isinstance(link, Link)],
+            "movement": [f"{upper}/{lower}" for upper, lower in pairs],
+        }
+        changes.setdefault("sources", {path: self.sources[path] for path in kept_paths(self.sources, left)})
 
     def set(self, path: str, value: object) -> Machine:
         """Return a copy with one number changed, as `--set tier.dram.capacity=2TB` does.
@@ -624,16 +435,12 @@ class Machine(Checked):
             for t in self.tiers
         )
         pools = ", ".join(f"{pool.name} x {pool.devices}" for pool in self.pools)
+        if len(self.pools) > 1:
+            pools = ", ".join(
+                f"{pool.name} x {pool.devices} ({' '.join(pool.roles)}) on {ladder[0]}"
+                for pool, ladder in zip(self.pools, self._ladders(), strict=True)
+            )
         return f"<Machine {self.name}: {pools} | {tiers}>"
-
-
-def _words(value: object, known: tuple[str, ...], at: str, what: str) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, list | tuple):
-        raise MachineError(f"{at}: found {shown(value)}, expected a list of {', '.join(known)}")
-    for word in value:
-        if word not in known:
-            raise UnknownNameError(word, known, what, place=at)
-    return tuple(word for word in known if word in value)
 
 
 def _table(thing: Any, *left_out: str) -> dict[str, Any]:

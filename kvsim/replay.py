@@ -16,6 +16,8 @@ from kvsim.errors import ConfigError, MachineError, UnknownNameError
 from kvsim.lowering import lower
 from kvsim.policies import PolicyChoice, choose
 from kvsim.result import Result
+from kvsim.trace import OUTERMOST
+from kvsim.units import format_bytes
 from kvsim_core import KINDS, OPS, Clock, Replayer, Store
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def replay(
     trace : RequestTrace, AccessTrace, AccessStream, or path
         Requests are expanded to steps first (`RequestTrace.accesses`), which needs a model.
     machine, model : object, preset name or path
-        `model` also chooses the arithmetic's precision; a raw access trace needs none.
+        `model` also chooses the arithmetic's precision; a raw access trace needs none. Of a machine of several pools
+        the one with the role attention is replayed on.
     policy : str, object, or mapping from tier name to either, optional
         Instead of the machine's own policies.
     lanes : int
@@ -88,7 +91,7 @@ def replay(
 
     if usable not in ("prefix", "block"):
         raise ConfigError(f"usable: found {usable!r}, expected 'prefix' or 'block'")
-    machine = Machine.load(machine)
+    machine = Machine.load(machine).narrowed()
     model = None if model is None else Model.load(model)
     choices = tier_policies(machine, policy, seed=seed)
     source: Any = read_trace(trace) if isinstance(trace, str | PathLike) else trace
@@ -174,8 +177,11 @@ def tier_policies(machine: Machine, policy: Any, *, seed: int = 0) -> list[Polic
 
 
 def _block_columns(blocks: BlockTable, machine: Machine) -> tuple[Any, ...]:
-    """Return the block table as the core takes it, with weights placed on the machine."""
+    """Return the block table as the core takes it, with weights and data placed on the machine."""
     home = np.array(blocks.home, dtype=np.int16)
+    outermost = len(machine.tiers) - 1
+    data = home == OUTERMOST
+    home[data] = outermost
     if home.size and int(home.max()) >= len(machine.tiers):
         raise MachineError(
             f"machine {machine.name!r}: found {len(machine.tiers)} tiers, expected {int(home.max()) + 1} at least:"
@@ -184,6 +190,13 @@ def _block_columns(blocks: BlockTable, machine: Machine) -> tuple[Any, ...]:
     loose = (blocks.kind == _WEIGHTS) & (home < 0)
     if loose.any():
         home[loose] = machine.weights_home(int(blocks.bytes[loose].sum()))
+    if data.any():
+        lives, room = int(blocks.bytes[home == outermost].sum()), machine.usable_bytes(outermost)
+        if lives > room:
+            raise MachineError(
+                f"machine {machine.name!r}: found {format_bytes(room)} in {machine.tiers[outermost].name}, its"
+                f" outermost tier, expected {format_bytes(lives)} at least: the trace's data live there"
+            )
     return (
         blocks.bytes, blocks.tokens, blocks.kind, blocks.operation, blocks.parent, blocks.position, home,
         blocks.recompute_flops,

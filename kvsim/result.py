@@ -6,9 +6,8 @@ integers; a value that does not exist is None (shown as n/a), never 0.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvsim import _saved
+from kvsim._memory_tables import PS, IntArray, Memory, link_info, members, of_rows, plain_object, tier_info, trace_info
+from kvsim._memory_tables import shapes as memory_shapes
 from kvsim._table import Table, plain
 from kvsim.curve_result import CurveResult
 from kvsim.errors import KvsimError, UnknownNameError
-from kvsim_core import CAUSES, KINDS, RULES, WEIGHTS
+from kvsim_core import CAUSES, KINDS, WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,30 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["CurveResult", "Identity", "Result", "load"]
 
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
-
-WARRANTY_YEARS = 5
-"""Drive writes per day are rated over five years: the warranty of the datacentre drives in the presets."""
-_PS = 10**12
-_DAY_S = 86400
-_DEVICES = ("read_bytes", "write_bytes", "writeback_read_bytes", "writeback_write_bytes")
-_BLOCKS = ("inserted", "evicted", "demoted_out", "promoted_in", "refused", "freed")
 PARTS = ("compute", "recompute", "overhead", "collectives", "stalls", "bubble", "idle")
 _SCALARS = (
     "clock_ps", "compute_ps", "recompute_ps", "overhead_ps", "collectives_ps", "bubble_ps", "idle_ps",
     "steps", "step_rows", "unreachable_bytes", "unheld_read_bytes",
 )  # fmt: skip
-_K, _W, _R, _C = len(KINDS), len(WEIGHTS), len(RULES), len(CAUSES)
 
 
 def _shapes(tiers: int, links: int, samples: int) -> dict[str, tuple[int, ...]]:
-    by_kind = dict.fromkeys((*_DEVICES, *_BLOCKS), (tiers, _K))
-    by_tier = dict.fromkeys(("evicted_bytes", "used_bytes", "capacity_bytes", "resident_blocks"), (tiers,))
-    by_link = dict.fromkeys(("link_up_bytes", "link_down_bytes"), (links,))
     one = dict.fromkeys(("samples/clock_ps", "samples/step", "samples/lookups"), (samples,))
     many = dict.fromkeys(("samples/used_bytes", "samples/stall_ps", "samples/hits"), (samples, tiers))
-    whole = {"stall_ps": (tiers, _K, _C), "lookups": (_K, _W), "hits": (tiers, _K, _R, _W)}
-    return {**whole, **by_kind, **by_tier, **by_link, **one, **many}
+    return {"stall_ps": (tiers, len(KINDS), len(CAUSES)), **memory_shapes(tiers, links), **one, **many}
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ class Identity:
     @property
     def wall_s(self) -> float:
         """The wall time in seconds."""
-        return self.wall_ps / _PS
+        return self.wall_ps / PS
 
     @property
     def busy_ps(self) -> int:
@@ -104,7 +92,7 @@ class Identity:
             {
                 "part": list(parts),
                 "ps": list(parts.values()),
-                "seconds": [v / _PS for v in parts.values()],
+                "seconds": [v / PS for v in parts.values()],
                 "share": [self.share(p) for p in parts],
             },
         )
@@ -115,7 +103,7 @@ class Identity:
         return {
             "exact": self.exact,
             "ps": parts,
-            "seconds": {k: v / _PS for k, v in parts.items()},
+            "seconds": {k: v / PS for k, v in parts.items()},
             "share": {p: self.share(p) for p in PARTS},
         }
 
@@ -169,12 +157,12 @@ class Result:
         KvsimError
             A key is missing or an array has another shape than the machine's tiers ask for.
         """
-        tiers = tuple(_tier_info(t) for t in _members(machine, "tiers"))
-        links = tuple(_link_info(x) for x in _members(machine, "links"))
+        tiers = tuple(tier_info(t) for t in members(machine, "tiers"))
+        links = tuple(link_info(x) for x in members(machine, "links"))
         inputs = {
-            "trace": _trace_info(trace),
-            "machine": _plain_object(machine),
-            "model": None if model is None else _plain_object(model),
+            "trace": trace_info(trace),
+            "machine": plain_object(machine),
+            "model": None if model is None else plain_object(model),
             "options": plain(options),
         }
         flat = {k: v for k, v in core.items() if k != "samples"}
@@ -249,104 +237,60 @@ class Result:
         return self.identity.wall_s
 
     @cached_property
+    def _memory(self) -> Memory:
+        return Memory(self.tier_info, self.link_info, self.arrays, self.identity.wall_ps)
+
+    @cached_property
     def hits(self) -> Table:
         """Columns tier, kind, rule, weight, hits, lookups, rate.
 
         A found block counts once, in the nearest tier that holds it. The rate is over *all* look-ups of the kind in
         that weight (None where there were none), so the rates of the tiers and of :attr:`misses` sum to one.
         """
-        looked = self.arrays["lookups"]
-        rows = [
-            (tier, kind, rule, weight, hits, total, hits / total if total else None)
-            for t, tier in enumerate(self.tiers)
-            for k, kind in enumerate(KINDS)
-            for r, rule in enumerate(RULES)
-            for w, weight in enumerate(WEIGHTS)
-            for hits, total in [(int(self.arrays["hits"][t, k, r, w]), int(looked[k, w]))]
-        ]
-        return _table("hits", ("tier", "kind", "rule", "weight", "hits", "lookups", "rate"), rows)
+        return self._memory.hits()
 
     @cached_property
     def misses(self) -> Table:
         """Columns kind, rule, weight, misses, lookups, rate: what no tier answered. hits + misses = look-ups."""
-        rows = []
-        found = self.arrays["hits"].sum(axis=0)
-        for k, kind in enumerate(KINDS):
-            for r, rule in enumerate(RULES):
-                for w, weight in enumerate(WEIGHTS):
-                    total = int(self.arrays["lookups"][k, w])
-                    missed = total - int(found[k, r, w])
-                    rows.append((kind, rule, weight, missed, total, missed / total if total else None))
-        return _table("misses", ("kind", "rule", "weight", "misses", "lookups", "rate"), rows)
+        return self._memory.misses()
 
     def hit_rate(
         self, tier: str | None = None, *, kind: str = "kv", rule: str = "prefix", weight: str = "token"
     ) -> float | None:
         """Return a tier's hit rate (of all tiers together for None) over all look-ups; None without look-ups."""
-        k, r, w = _index(KINDS, kind, "kind"), _index(RULES, rule, "rule"), _index(WEIGHTS, weight, "weight")
-        total = int(self.arrays["lookups"][k, w])
-        if not total:
-            return None
-        hits = self.arrays["hits"][:, k, r, w]
-        return int(hits.sum() if tier is None else hits[_index(self.tiers, tier, "tier")]) / total
+        return self._memory.hit_rate(tier, kind, rule, weight)
 
     @cached_property
     def stalls(self) -> Table:
         """Columns tier, kind, cause, ps, seconds, share (of the wall): where compute waited, and on what."""
         wall = self.identity.wall_ps
         rows = [
-            (tier, kind, cause, ps, ps / _PS, ps / wall if wall else None)
+            (tier, kind, cause, ps, ps / PS, ps / wall if wall else None)
             for t, tier in enumerate(self.tiers)
             for k, kind in enumerate(KINDS)
             for c, cause in enumerate(CAUSES)
             for ps in [int(self.arrays["stall_ps"][t, k, c])]
         ]
-        return _table("stalls", ("tier", "kind", "cause", "ps", "seconds", "share"), rows)
+        return of_rows("stalls", ("tier", "kind", "cause", "ps", "seconds", "share"), rows)
 
     def stall_s(self, *, tier: str | None = None, kind: str | None = None, cause: str | None = None) -> float:
         """Return the stalled seconds of a tier, a kind and a cause; None stands for all of them."""
-        chosen = self.arrays["stall_ps"][slice(None) if tier is None else [_index(self.tiers, tier, "tier")]]
-        chosen = chosen[:, slice(None) if kind is None else [_index(KINDS, kind, "kind")]]
-        chosen = chosen[:, :, slice(None) if cause is None else [_index(CAUSES, cause, "cause")]]
-        return int(chosen.sum()) / _PS
+        return self._memory.stall_ps(self.arrays["stall_ps"], tier, kind, cause) / PS
 
     @cached_property
     def traffic(self) -> Table:
         """One row a tier and kind: bytes read and written (by need, and by write-back), blocks moved and evicted."""
-        keys = (*_DEVICES, *_BLOCKS)
-        rows = [
-            (tier, kind, *(int(self.arrays[key][t, k]) for key in keys))
-            for t, tier in enumerate(self.tiers)
-            for k, kind in enumerate(KINDS)
-        ]
-        return _table("traffic", ("tier", "kind", *keys), rows)
+        return self._memory.traffic()
 
     @cached_property
     def links(self) -> Table:
         """One row a link: the tiers it joins, bytes up (towards compute) and down."""
-        rows = [
-            (info["name"], info["between"][0], info["between"][1], int(up), int(down))
-            for info, up, down in zip(
-                self.link_info, self.arrays["link_up_bytes"], self.arrays["link_down_bytes"], strict=True
-            )
-        ]
-        return _table("links", ("link", "upper", "lower", "up_bytes", "down_bytes"), rows)
+        return self._memory.links()
 
     @cached_property
     def memory(self) -> Table:
         """One row a tier: medium, capacity and use at the end, resident blocks, bytes evicted."""
-        a = self.arrays
-        return Table(
-            "memory",
-            {
-                "tier": list(self.tiers),
-                "medium": [t["medium"] for t in self.tier_info],
-                "capacity_bytes": a["capacity_bytes"],
-                "used_bytes": a["used_bytes"],
-                "resident_blocks": a["resident_blocks"],
-                "evicted_bytes": a["evicted_bytes"],
-            },
-        )
+        return self._memory.memory()
 
     @property
     def unreachable_bytes(self) -> int:
@@ -366,13 +310,13 @@ class Result:
         """
         a = self.arrays
         columns: dict[str, Any] = {
-            "time_s": a["samples/clock_ps"] / _PS,
+            "time_s": a["samples/clock_ps"] / PS,
             "step": a["samples/step"],
             "lookups": a["samples/lookups"],
         }
         for t, tier in enumerate(self.tiers):
             columns[f"{tier}_used_bytes"] = a["samples/used_bytes"][:, t]
-            columns[f"{tier}_stall_s"] = a["samples/stall_ps"][:, t] / _PS
+            columns[f"{tier}_stall_s"] = a["samples/stall_ps"][:, t] / PS
             columns[f"{tier}_hits"] = a["samples/hits"][:, t]
         return Table("occupancy", columns)
 
@@ -383,19 +327,7 @@ class Result:
         years = endurance_dwpd x capacity x 365 d x 5 y of warranty / bytes written a year at this replay's pace.
         None where the tier's endurance is not known, or where nothing was written.
         """
-        rows = []
-        days = self.identity.wall_ps / (_PS * _DAY_S)
-        for t, info in enumerate(self.tier_info):
-            rated = info["endurance_dwpd"]
-            if rated is None and str(info["medium"]).upper() != "SSD":
-                continue
-            written = int(self.arrays["write_bytes"][t].sum() + self.arrays["writeback_write_bytes"][t].sum())
-            size = info["capacity_bytes"]
-            writes = written / size / days if size and days else None
-            years = rated * WARRANTY_YEARS / writes if rated is not None and writes else None
-            rows.append((info["name"], written, size, writes, rated, years))
-        names = ("tier", "written_bytes", "capacity_bytes", "drive_writes_per_day", "endurance_dwpd", "life_years")
-        return _table("wear", names, rows)
+        return self._memory.wear()
 
     # ---- handing over ---------------------------------------------------------------------------------------------
 
@@ -528,74 +460,12 @@ class Result:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """Read a result, a curve or a comparison that was saved by kvsim; see :meth:`Result.load` for the errors."""
+    """Read a result, a run, a curve or a comparison saved by kvsim; see :meth:`Result.load` for the errors."""
     from kvsim.compare import Comparison
+    from kvsim.run_result import RunResult
 
-    kinds: dict[str, Any] = {"result": Result, "curve": CurveResult, "comparison": Comparison}
+    kinds: dict[str, Any] = {"result": Result, "run": RunResult, "curve": CurveResult, "comparison": Comparison}
     kind, document, arrays = _saved.load(path)
     if kind not in kinds:
         raise KvsimError(f"{path}: found a kvsim {kind}, expected one of {', '.join(kinds)}")
     return kinds[kind]._from_saved(path, document, arrays)
-
-
-# ---- small helpers ------------------------------------------------------------------------------------------------
-
-
-def _table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    listed = list(rows)
-    return Table(name, {c: [r[i] for r in listed] for i, c in enumerate(columns)})
-
-
-def _index(names: Sequence[str], name: str, what: str) -> int:
-    if name not in names:
-        raise UnknownNameError(name, names, what)
-    return list(names).index(name)
-
-
-def _members(machine: Any, name: str) -> Iterable[Any]:
-    found = machine.get(name, ()) if isinstance(machine, Mapping) else getattr(machine, name)
-    return found.values() if isinstance(found, Mapping) else tuple(found)
-
-
-def _take(thing: Any, name: str, default: Any = None) -> Any:
-    return thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
-
-
-def _tier_info(tier: Any) -> dict[str, Any]:
-    count = int(_take(tier, "count", 1))
-    total = _take(tier, "total_capacity_bytes", None)
-    if total is None:
-        total = count * int(_take(tier, "capacity_bytes", 0))
-    return {
-        "name": str(_take(tier, "name")),
-        "medium": str(_take(tier, "medium", "")),
-        "count": count,
-        "capacity_bytes": int(total),
-        "endurance_dwpd": plain(_take(tier, "endurance_dwpd", None)),
-    }
-
-
-def _link_info(link: Any) -> dict[str, Any]:
-    return {"name": str(_take(link, "name")), "between": [str(x) for x in _take(link, "between", ("", ""))]}
-
-
-def _trace_info(trace: Any) -> dict[str, Any]:
-    if isinstance(trace, Mapping):
-        return dict(plain(trace))
-    if not hasattr(trace, "unique_blocks") and hasattr(trace, "blocks"):  # steps and a table of blocks, no requests
-        return {"name": trace.meta.name, "unique_blocks": trace.blocks.n}
-    wanted = {"name": "name", "source": "source", "requests": "n", "unique_blocks": "unique_blocks"}
-    info = {key: plain(getattr(trace, attribute, None)) for key, attribute in wanted.items()}
-    return {k: v for k, v in info.items() if v is not None}
-
-
-def _plain_object(thing: Any) -> dict[str, Any]:
-    if isinstance(thing, Mapping):
-        return dict(plain(thing))
-    if hasattr(thing, "to_dict"):
-        found = plain(thing.to_dict())
-    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        found = plain(dataclasses.asdict(thing))
-    else:
-        found = {}
-    return {"name": str(getattr(thing, "name", thing)), **found}

@@ -136,11 +136,15 @@ def _is_machine_file(path: Path) -> bool:
 
 def _machine_rows(machine: Machine) -> list[Row]:
     rows = [_word("date", machine.date)] if machine.date else []
+    if len(machine.pools) > 1:
+        for pool in machine.pools:
+            ladder = " > ".join(machine.tiers[place].name for place in machine.ladder(pool))
+            rows.append(_word(f"pool.{pool.name}.ladder", ladder))
     for path, value, unit in machine.values():
         source = machine.source(path)
         text = format_unit(value, unit) if isinstance(value, int | float) else str(value)
-        if isinstance(value, bool):
-            text = str(value).lower()
+        if isinstance(value, bool | list):
+            text = _word(path, value).text
         word = source is None or isinstance(value, str | bool | list)
         rows.append(
             _word(path, value)
@@ -173,4 +177,6 @@ def _model_rows(model: Model) -> list[Row]:
 
 def _word(key: str, value: Any) -> Row:
     text = ", ".join(value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, bool):
+        text = text.lower()
     return Row(key, value, "", text, None, None)

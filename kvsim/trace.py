@@ -11,7 +11,8 @@ import dataclasses
 import html
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -20,17 +21,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvsim.errors import TraceError, TraceWarning, shown
+from kvsim.units import format_bytes
 from kvsim_core import ancestors_at, depths, expand_chains, find_cycle, intern_chains, renumber_chains
 
 if TYPE_CHECKING:
     from kvsim.model import Model
 
-__all__ = ["PAUSES", "AccessStream", "AccessTrace", "BlockTable", "RequestTrace", "TraceMeta"]
+__all__ = ["OUTERMOST", "PAUSES", "AccessStream", "AccessTrace", "BlockTable", "RequestTrace", "TraceMeta"]
 
 PAUSES = ("none", "think", "tool")
 """What the wait before a request is: a person thinks, or a tool runs."""
+OUTERMOST = -2
+"""The home of a block that lives in the machine's outermost tier, whichever that is."""
 TOKENS_MOST = 1 << 40
 """The most tokens that one prompt or answer may have."""
+DATA_BYTES_MOST = 1 << 60
+"""The most bytes of data."""
 TIME_MOST_PS = 1 << 62
 """The latest time, 53 days: beyond it the core's clock ends."""
 
@@ -39,7 +45,7 @@ _Column = NDArray[Any]
 _REQUEST_COLUMNS = {
     "arrival_ps": np.int64, "input_tokens": np.int64, "output_tokens": np.int64, "last_block": np.int32,
     "output_block": np.int32, "session": np.int32, "category": np.int16, "priority": np.int16,
-    "delay_ps": np.int64, "pause": np.int8,
+    "delay_ps": np.int64, "pause": np.int8, "population": np.int8,
 }  # fmt: skip
 _REQUEST_BLOCK_COLUMNS = {
     "block_parent": np.int32, "block_position": np.int32, "block_length": np.int32, "block_id": np.int64,
@@ -54,6 +60,7 @@ _TABLE_COLUMNS = {
     "position": np.int32, "home": np.int16, "recompute_flops": np.float64,
 }  # fmt: skip
 _OPS_KNOWN = 5
+_EVERYONE = ("all",)
 
 
 def _column(where: str, name: str, values: Any, dtype: Any, *, rows: int | None = None, width: int = 0) -> _Column:
@@ -148,6 +155,12 @@ class RequestTrace:
     after_offsets, after : i64[n + 1] and i32[m]; rows that must complete first.
     delay_ps : i64[n]; a request starts at max(arrival, last completion of `after` + delay).
     pause : i8[n], an index into :data:`PAUSES`: what the delay is.
+    population, population_names : i8[n] and what the numbers mean: who asks, where people with one goal and agents
+        with another share a machine; by default all are one.
+    data_offsets, data : i64[n + 1] and i32[m]; the pieces of data (a RAG index's pages, tool results, database pages)
+        that a request reads before its prompt, in that order, as rows of the table of all pieces. Default: none.
+    data_bytes : i64[D], the size of every piece, read or not.
+    data_label : names of the D pieces, else None.
     block_parent, block_position, block_length, block_id, block_namespace : columns of the B unique blocks: parent
         (-1 for a first block), blocks before it, tokens in it, original id, index into `namespaces`.
     namespaces : what original ids are local to (a file); ("",) where they are not.
@@ -183,6 +196,13 @@ class RequestTrace:
     block_namespace: _Column
     namespaces: tuple[str, ...] = ("",)
     block_label: tuple[str, ...] | None = None
+    # these came later, so that files without them are still read; __post_init__ puts columns where None stands
+    population: _Column = None  # type: ignore[assignment]
+    population_names: tuple[str, ...] = _EVERYONE
+    data_offsets: _Column = None  # type: ignore[assignment]
+    data: _Column = None  # type: ignore[assignment]
+    data_bytes: _Column = None  # type: ignore[assignment]
+    data_label: tuple[str, ...] | None = None
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -192,9 +212,12 @@ class RequestTrace:
             raise TraceError(f"{where}: block_tokens: found {self.block_tokens}, expected 1 to {(1 << 31) - 1}")
         put = object.__setattr__
         put(self, "block_tokens", int(self.block_tokens))
-        for name in ("session_names", "category_names", "namespaces"):
+        for name in ("session_names", "category_names", "namespaces", "population_names"):
             put(self, name, _names(where, name, getattr(self, name)))
         n = len(np.asarray(self.arrival_ps))
+        for name, rows in (("population", n), ("data_offsets", n + 1), ("data", 0), ("data_bytes", 0)):
+            if getattr(self, name) is None:
+                put(self, name, np.zeros(rows, np.int8))
         blocks = len(np.asarray(self.block_parent))
         for name, dtype in _REQUEST_COLUMNS.items():
             put(self, name, _column(where, name, getattr(self, name), dtype, rows=n))
@@ -206,6 +229,7 @@ class RequestTrace:
             put(self, "block_label", _names(where, "block_label", self.block_label))
             if len(self.block_label) != blocks:
                 raise TraceError(f"{where}: block_label: found {len(self.block_label)} labels, expected {blocks}")
+        self._check_data(where)
         self._check_requests(where)
         self._check_blocks(where)
         self._check_after(where)
@@ -214,7 +238,7 @@ class RequestTrace:
         for name, high in (("arrival_ps", TIME_MOST_PS), ("delay_ps", TIME_MOST_PS),
                            ("input_tokens", TOKENS_MOST), ("output_tokens", TOKENS_MOST),
                            ("session", len(self.session_names) - 1), ("category", len(self.category_names) - 1),
-                           ("pause", len(PAUSES) - 1)):  # fmt: skip
+                           ("pause", len(PAUSES) - 1), ("population", len(self.population_names) - 1)):  # fmt: skip
             _within(where, name, getattr(self, name), 0, high)
         falls = np.flatnonzero(np.diff(self.arrival_ps) < 0)
         if falls.size:
@@ -223,6 +247,25 @@ class RequestTrace:
                 f"{where}: arrival_ps: found {self.arrival_ps[row]} in row {row} after {self.arrival_ps[row - 1]}, "
                 "expected rising times (RequestTrace.from_lists sorts)"
             )
+
+    def _check_data(self, where: str) -> None:
+        put = object.__setattr__
+        put(self, "data_bytes", _column(where, "data_bytes", self.data_bytes, np.int64))
+        _within(where, "data_bytes", self.data_bytes, 0, DATA_BYTES_MOST, what="piece")
+        total = float(self.data_bytes.sum(dtype=np.float64))
+        if total > DATA_BYTES_MOST:
+            raise TraceError(f"{where}: data_bytes: found {total:.3g} in all, expected at most 2^60")
+        put(self, "data", _column(where, "data", self.data, np.int32))
+        if len(self.data) and not len(self.data_bytes):
+            raise TraceError(f"{where}: data_bytes: found none, expected the sizes of what the requests read")
+        _within(where, "data", self.data, 0, len(self.data_bytes) - 1, what="entry")
+        rows = len(np.asarray(self.arrival_ps))
+        put(self, "data_offsets", _cuts(where, "data_offsets", self.data_offsets, rows, len(self.data)))
+        if self.data_label is not None:
+            put(self, "data_label", _names(where, "data_label", self.data_label))
+            if len(self.data_label) != len(self.data_bytes):
+                expected = len(self.data_bytes)
+                raise TraceError(f"{where}: data_label: found {len(self.data_label)} labels, expected {expected}")
 
     def _check_blocks(self, where: str) -> None:
         blocks = len(self.block_parent)
@@ -234,7 +277,7 @@ class RequestTrace:
             kept, _ = renumber_chains(self.last_block, self.output_block, self.block_parent, self.block_position)
         except ValueError as error:
             raise TraceError(f"{where}: {error}") from None
-        if len(kept) != blocks or (kept != np.arange(blocks)).any():
+        if len(kept) != blocks or (kept != np.arange(blocks, dtype=np.int32)).any():
             found = int(np.flatnonzero(kept != np.arange(len(kept)))[0]) if len(kept) == blocks else len(kept)
             raise TraceError(
                 f"{where}: block {found} is out of order or belongs to no request: expected blocks in order of first "
@@ -369,6 +412,11 @@ class RequestTrace:
         row = self._row(row)
         return cast("NDArray[np.int32]", self.after[self.after_offsets[row] : self.after_offsets[row + 1]])
 
+    def data_of(self, row: int) -> NDArray[np.int32]:
+        """Return the pieces of data that request `row` reads before its prompt."""
+        row = self._row(row)
+        return cast("NDArray[np.int32]", self.data[self.data_offsets[row] : self.data_offsets[row + 1]])
+
     def _row(self, row: int) -> int:
         if not -self.n <= row < self.n:
             raise IndexError(f"trace {self.name}: request {row}, expected 0 to {self.n - 1}")
@@ -381,7 +429,7 @@ class RequestTrace:
         -------
         dict : plain numbers. `infinite_hit_block` is the share of prompt blocks that an earlier request had (or wrote),
             `infinite_hit_token` the share of all prompt tokens in them; lengths in tokens, percentiles linearly
-            interpolated; a figure that does not exist is None.
+            interpolated; a figure that does not exist is None. `data_` figures are there if the trace has data.
         """
         n, total = self.n, int(self.input_tokens.sum())
         out: dict[str, Any] = {
@@ -406,12 +454,21 @@ class RequestTrace:
             waits = self.delay_ps[self.pause == code] / 1e12
             out[f"{name}_s_p50"] = float(np.percentile(waits, 50)) if waits.size else None
             out[f"{name}_s_p90"] = float(np.percentile(waits, 90)) if waits.size else None
+        if len(self.data_bytes):
+            out["data_pieces"] = len(self.data_bytes)
+            out["data_bytes"] = int(self.data_bytes.sum())
+            out["data_reads"] = len(self.data)
+            out["data_read_bytes"] = int(self.data_bytes[self.data].sum())
+            out["data_requests"] = int((np.diff(self.data_offsets) > 0).sum())
         return out
 
     # other traces made from this one
 
     def first(self, count: int) -> RequestTrace:
-        """Return the first `count` requests; one that waited for a later request waits for it no more."""
+        """Return the first `count` requests; one that waited for a later request waits for it no more.
+
+        The table of data stays whole: an index is as large however much of it is read.
+        """
         return self._rows(np.arange(min(_count("first", count), self.n)))
 
     def last(self, count: int) -> RequestTrace:
@@ -459,7 +516,8 @@ class RequestTrace:
         columns["block_parent"] = renumbered[columns["block_parent"]]
         if self.block_label is not None:
             columns["block_label"] = tuple(self.block_label[b] for b in kept.tolist())
-        offsets, after = _after_rows(self.after_offsets, self.after, rows, place)
+        offsets, after = _lists_of(self.after_offsets, self.after, rows, place)
+        columns["data_offsets"], columns["data"] = _lists_of(self.data_offsets, self.data, rows)
         free = (np.diff(offsets) == 0) & (np.diff(self.after_offsets)[rows] > 0)
         for name in ("delay_ps", "pause"):
             columns[name] = np.where(free, 0, columns[name]).astype(columns[name].dtype)
@@ -517,29 +575,41 @@ class RequestTrace:
         )
 
     @classmethod
-    def join(cls, traces: Sequence[RequestTrace], *, name: str = "") -> RequestTrace:
-        """Return one trace of several, merged by arrival; no block and no session of one is another's.
+    def merge(cls, *traces: RequestTrace, names: Sequence[str] | None = None, name: str = "") -> RequestTrace:
+        """Return several traces as one, in order of arrival; no block, session or datum of one is another's.
+
+        Parameters
+        ----------
+        traces : one or more, with equal `block_tokens`; of equal arrivals those of the earlier trace come first.
+        names : one for each trace, which then is one population of that name; traces of one name are one population.
+            By default each population of each trace is one, and bears the trace's name where that is just "all".
+        name : of the whole; by default all their names, joined by "+".
 
         Raises
         ------
         TraceError
-            No traces, or different `block_tokens`.
+            No traces, different `block_tokens`, or more blocks or populations than there are numbers for.
         """
         if not traces:
-            raise TraceError("join: found no traces, expected one or more")
+            raise TraceError("merge: found no traces, expected one or more")
         if len({t.block_tokens for t in traces}) > 1:
             found = ", ".join(f"{t.name} {t.block_tokens}" for t in traces)
             raise TraceError(
-                f"join: block_tokens: found {found}, expected equal ones (RequestTrace.split makes them so)"
+                f"merge: block_tokens: found {found}, expected equal ones (RequestTrace.split makes them so)"
             )
+        if names is not None and (isinstance(names, str) or len(names) != len(traces)):
+            raise TraceError(f"merge: names: found {shown(names)}, expected {len(traces)} names")
+        labels = [t.name for t in traces] if names is None else list(_names("merge", "names", names))
         columns = {
             c: np.concatenate([getattr(t, c) for t in traces])
-            for c in (*_REQUEST_COLUMNS, *_REQUEST_BLOCK_COLUMNS, "after")
+            for c in (*_REQUEST_COLUMNS, *_REQUEST_BLOCK_COLUMNS, "after", "data", "data_bytes")
         }
         rows = np.array([t.n for t in traces])
         blocks = np.array([t.unique_blocks for t in traces])
-        if blocks.sum() >= (1 << 31) - 1:
-            raise TraceError(f"join: found {blocks.sum()} blocks, expected fewer than 2^31")
+        pieces = np.array([len(t.data_bytes) for t in traces])
+        for what, count in (("blocks", blocks.sum()), ("pieces of data", pieces.sum())):
+            if count >= (1 << 31) - 1:
+                raise TraceError(f"merge: found {count} {what}, expected fewer than 2^31")
 
         def shift(column: str, counts: _Ints, sizes: Sequence[int] | _Ints) -> None:
             by = np.repeat(np.cumsum(sizes) - sizes, counts)
@@ -552,20 +622,36 @@ class RequestTrace:
         shift("category", rows, np.array([len(t.category_names) for t in traces]))
         shift("block_namespace", blocks, np.array([len(t.namespaces) for t in traces]))
         shift("after", np.array([len(t.after) for t in traces]), rows)
-        labels = None
-        if any(t.block_label is not None for t in traces):
-            labels = tuple(x for t in traces for x in (t.block_label or map(str, t.block_id.tolist())))
+        shift("data", np.array([len(t.data) for t in traces]), pieces)
+        if names is None:
+            shift("population", rows, np.array([len(t.population_names) for t in traces]))
+            own = [(label,) if t.population_names == _EVERYONE else t.population_names
+                   for label, t in zip(labels, traces, strict=True)]  # fmt: skip
+            populations = _apart(labels, own)
+        else:
+            populations = tuple(dict.fromkeys(labels))
+            columns["population"] = np.repeat([populations.index(label) for label in labels], rows)
         order = np.argsort(columns["arrival_ps"], kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(t.after_offsets) for t in traces]))])
+        offsets, data_offsets = (
+            np.concatenate([[0], np.cumsum(np.concatenate([np.diff(getattr(t, c)) for t in traces]))])
+            for c in ("after_offsets", "data_offsets")
+        )
+        data_bytes = columns.pop("data_bytes")
+        new_data_offsets, data = _lists_of(data_offsets, columns.pop("data"), order)
         merged = {c: columns.pop(c) for c in _REQUEST_COLUMNS}
-        shuffled = _shuffled(merged, columns, labels, offsets, order)
+        shuffled = _shuffled(merged, columns, _labels(traces, "block_label", "block_id"), offsets, order)
         return cls(
-            name=name or "+".join(t.name for t in traces),
+            name=name or "+".join(labels),
             source="; ".join(t.source for t in traces),
             block_tokens=traces[0].block_tokens,
-            session_names=_apart(traces, "session_names"),
-            category_names=_apart(traces, "category_names"),
-            namespaces=_apart(traces, "namespaces"),
+            session_names=_apart(labels, [t.session_names for t in traces]),
+            category_names=_apart(labels, [t.category_names for t in traces]),
+            namespaces=_apart(labels, [t.namespaces for t in traces]),
+            population_names=populations,
+            data_offsets=new_data_offsets,
+            data=data,
+            data_bytes=data_bytes,
+            data_label=_labels(traces, "data_label", "data_bytes"),
             **shuffled,
         )
 
@@ -593,6 +679,10 @@ class RequestTrace:
         delay_s: ArrayLike | None = None,
         delay_ps: ArrayLike | None = None,
         pause: ArrayLike | None = None,
+        population: ArrayLike | None = None,
+        population_names: Sequence[str] = _EVERYONE,
+        data: Any = None,
+        data_bytes: Mapping[Any, int] | ArrayLike | None = None,
         notice: bool = True,
     ) -> RequestTrace:
         """Make a trace from what people have: times, lengths and lists of ids.
@@ -604,9 +694,13 @@ class RequestTrace:
             none. An id names the block *at its place*: two requests share a block where all before it is equal too.
         output_ids : the same for the blocks that the output adds; an empty list where it adds none.
         namespace, namespaces : i32[n], what the ids of a row are local to.
-        session, category, priority, pause : as in :class:`RequestTrace`; by default each request is its own session.
+        session, category, priority, pause, population : as in :class:`RequestTrace`; by default each request is its
+            own session.
         after : one list of rows a request, or the pair (flat rows, offsets); rows as given here, before sorting.
         delay_s, delay_ps : the wait after the last of `after`.
+        data : one list a request of the pieces of data that it reads before its prompt, or the pair (flat, offsets).
+        data_bytes : sizes by piece; a mapping also names the pieces, by what `data` then lists; of an array, `data`
+            lists rows.
         notice : whether to warn (TraceWarning) where rows had to be sorted.
 
         Raises
@@ -631,7 +725,8 @@ class RequestTrace:
             "session": np.arange(n) if session is None else session,
             "delay_ps": _times(where, "delay", delay_s, delay_ps, n),
         }
-        for key, value in (("category", category), ("priority", priority), ("pause", pause)):
+        for key, value in (("category", category), ("priority", priority), ("pause", pause),
+                           ("population", population)):  # fmt: skip
             columns[key] = np.zeros(n, np.int64) if value is None else value
         spaces = (
             np.zeros(n, np.int32) if namespace is None else _column(where, "namespace", namespace, np.int32, rows=n)
@@ -641,7 +736,9 @@ class RequestTrace:
         columns["last_block"], columns["output_block"] = table.pop("last_block"), table.pop("output_block")
         flat, offsets, _ = _flat(where, "after", after, n)
         _within(where, "after", flat, 0, n - 1, what="entry")
+        pieces, data_offsets, sizes, data_label = _data_from_lists(where, data, data_bytes, n)
         order = np.argsort(arrival, kind="stable")
+        data_offsets, pieces = _lists_of(data_offsets, pieces, order)
         if notice and (np.diff(order) != 1).any():
             warnings.warn(
                 f"{where}: arrivals were not sorted: found row {int(np.flatnonzero(np.diff(arrival) < 0)[0]) + 1} "
@@ -661,6 +758,11 @@ class RequestTrace:
             session_names=tuple(session_names),
             category_names=tuple(category_names),
             namespaces=tuple(namespaces),
+            population_names=tuple(population_names),
+            data_offsets=data_offsets,
+            data=pieces,
+            data_bytes=sizes,
+            data_label=data_label,
             **_shuffled(columns, table, labels, offsets, order),
         )
 
@@ -754,6 +856,11 @@ class RequestTrace:
                 mean, p50, p99, most = (s[f"{key}_tokens_{what}"] for what in ("mean", "p50", "p99", "max"))
                 text = f"mean {mean:,.1f}, p50 {p50:,.0f}, p99 {p99:,.0f}, max {most:,}"
                 lines += [(f"{key} tokens", text)]
+        if len(self.data_bytes):
+            text = f"{s['data_reads']:,} reads of {s['data_pieces']:,} pieces, {format_bytes(s['data_bytes'])} in all"
+            lines.append(("data", text))
+        if len(self.population_names) > 1:
+            lines.append(("populations", ", ".join(self.population_names)))
         if self.references:
             lines.append(
                 (
@@ -781,20 +888,43 @@ def _count(what: str, count: int) -> int:
     return int(count)
 
 
-def _apart(traces: Sequence[RequestTrace], field: str) -> tuple[str, ...]:
-    """Join names, with the trace's name in front where that is needed to tell them apart."""
-    names = [name for t in traces for name in getattr(t, field)]
-    if len(set(names)) == len(names):
-        return tuple(names)
-    return tuple(f"{k}:{t.name}/{name}" for k, t in enumerate(traces) for name in getattr(t, field))
+def _apart(labels: Sequence[str], names: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Join names, with its trace's label in front of each that another trace has too."""
+    seen = Counter(name for own in names for name in set(own))
+    different = sum(len(set(own)) for own in names)
+    for prefixes in (labels, [f"{label}.{k}" for k, label in enumerate(labels)]):
+        joined = [
+            name if seen[name] == 1 else prefix if name in ("", label) else f"{prefix}/{name}"
+            for prefix, label, own in zip(prefixes, labels, names, strict=True)
+            for name in own
+        ]
+        if len(set(joined)) == different:
+            break
+    return tuple(joined)
 
 
-def _after_rows(offsets: _Ints, after: _Column, rows: _Ints, place: _Ints) -> tuple[_Ints, _Ints]:
-    """Return the dependencies of `rows`, renamed by `place` (-1 drops one)."""
+def _labels(traces: Sequence[RequestTrace], field: str, numbers: str) -> tuple[str, ...] | None:
+    """Join labels, the numbers themselves for a trace without; None if no trace has any."""
+    if all(getattr(t, field) is None for t in traces):
+        return None
+    joined: list[str] = []
+    for t in traces:
+        own = getattr(t, field)
+        count = len(getattr(t, numbers))
+        spare = getattr(t, numbers).tolist() if numbers == "block_id" else range(count)
+        joined.extend(own if own is not None else map(str, spare))
+    return tuple(joined)
+
+
+def _lists_of(offsets: _Ints, values: _Column, rows: _Ints, place: _Ints | None = None) -> tuple[_Ints, _Column]:
+    """Return the lists of `rows`, their values renamed by `place` (-1 drops one)."""
     counts = np.diff(offsets)[rows]
     total = int(counts.sum())
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    found = place[after[np.repeat(offsets[:-1][rows], counts) + within]] if total else np.zeros(0, np.int64)
+    found: _Column = values[np.repeat(offsets[:-1][rows], counts) + within]
+    if place is None:
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), found
+    found = place[found] if total else np.zeros(0, np.int64)
     owner = np.repeat(np.arange(len(rows)), counts)[found >= 0]
     cuts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(rows)))]).astype(np.int64)
     return cuts, found[found >= 0]
@@ -815,7 +945,7 @@ def _shuffled(
         out[key] = table[key][kept]
     out["block_parent"] = renumbered[out["block_parent"]]
     out["block_label"] = None if labels is None else tuple(labels[b] for b in kept.tolist())
-    out["after_offsets"], out["after"] = _after_rows(offsets, table["after"], order, place)
+    out["after_offsets"], out["after"] = _lists_of(offsets, table["after"], order, place)
     return out
 
 
@@ -852,6 +982,29 @@ def _flat(where: str, name: str, lists: Any, n: int) -> tuple[_Column, _Ints, tu
         numbers = [known.setdefault(str(v), len(known)) for v in listed]
         return np.array(numbers, np.int64), offsets, tuple(known)
     return _column(where, name, listed or np.zeros(0, np.int64), np.int64), offsets, None
+
+
+def _data_from_lists(
+    where: str, data: Any, sizes: Any, n: int
+) -> tuple[_Column, _Ints, _Column, tuple[str, ...] | None]:
+    """Return rows of the table of data as flat i64, their offsets, the table's sizes, and its labels."""
+    if not isinstance(sizes, Mapping):
+        flat, offsets, texts = _flat(where, "data", data, n)
+        if texts is not None:
+            raise TraceError(f"{where}: data: found text, expected data_bytes as a mapping from it")
+        return flat, offsets, np.zeros(0, np.int64) if sizes is None else np.asarray(sizes), None
+    rows = {key: row for row, key in enumerate(sizes)}
+    lists = [] if data is None else data
+    if isinstance(lists, tuple) and len(lists) == 2 and isinstance(lists[0], np.ndarray):
+        lists = [part.tolist() for part in np.split(lists[0], _cuts(where, "data offsets", lists[1], n,
+                                                                    len(lists[0]))[1:-1])]  # fmt: skip
+    for row, asked in enumerate(lists):
+        for key in asked:
+            if key not in rows:
+                raise TraceError(f"{where}: data: found {shown(key)} in row {row}, expected a key of data_bytes")
+    flat, offsets, _ = _flat(where, "data", [[rows[k] for k in asked] for asked in lists] if lists else None, n)
+    listed = list(sizes.values())
+    return flat, offsets, np.asarray(listed) if listed else np.zeros(0, np.int64), tuple(map(str, rows))
 
 
 def _blocks_from_lists(
@@ -912,7 +1065,8 @@ class BlockTable:
     kind : i8[B], 0 kv, 1 weights, 2 state, 3 data.
     operation : i8[B], which operation of a step uses it: 0 attention, 1 ffn.
     parent, position : i32[B]; -1 for the first block of a chain (and position -1 for a block of no chain).
-    home : i16[B], the tier it lives in, -1 for none (weights without one are placed by the machine).
+    home : i16[B], the tier it lives in; -1 for none (weights without one are placed by the machine), -2 for the
+        machine's outermost (:data:`OUTERMOST`).
     recompute_flops : f64[B, 2], by operation: the work that finding it saves.
     labels : names to report, or None.
 
@@ -943,7 +1097,7 @@ class BlockTable:
         _within(where, "tokens", self.tokens, 0, (1 << 31) - 1, what="block")
         _within(where, "kind", self.kind, 0, 3, what="block")
         _within(where, "operation", self.operation, 0, 1, what="block")
-        _within(where, "home", self.home, -1, (1 << 15) - 1, what="block")
+        _within(where, "home", self.home, OUTERMOST, (1 << 15) - 1, what="block")
         if (self.recompute_flops < 0).any():
             row = int(np.flatnonzero((self.recompute_flops < 0).any(axis=1))[0])
             raise TraceError(

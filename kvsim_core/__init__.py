@@ -12,6 +12,7 @@ import pkgutil
 from kvsim_core import policies as _policies
 from kvsim_core._clock import Clock
 from kvsim_core._curve import curve, next_uses
+from kvsim_core._engine import Engine
 from kvsim_core._expand import Expander
 from kvsim_core._intern import (
     LARGEST_BLOCKS,
@@ -52,6 +53,7 @@ __all__ = [
     "WEIGHTS",
     "CPolicy",
     "Clock",
+    "Engine",
     "Expander",
     "Policy",
     "PythonPolicy",

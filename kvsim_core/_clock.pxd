@@ -3,6 +3,7 @@
 See _clock.pyx for the physics. Every time is rounded once to an integer; a split gives its remainder to its last
 part, so wall = compute + recompute + overhead + collectives + stalls + bubble + idle holds exactly.
 """
+from libc.math cimport floor
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from kvsim_core._store cimport Store
@@ -52,3 +53,36 @@ cdef class Clock:
         self, int t, tick_t stall, const double *kinds, const terms_t *terms, int64_t repeat) noexcept nogil
 
 cdef double power(double x, double y) noexcept nogil
+cdef void split(tick_t total, const double *shares, int n, tick_t *out) noexcept nogil
+cdef double number(spec, str name) except? -1.0
+cdef int read_channel(spec, channel_t *c) except -1
+
+cdef inline double combine(const channel_t *c, double up, double down) noexcept nogil:
+    """Time of `up` bytes towards compute and `down` bytes away over one channel."""
+    cdef double r = up * c.read_ps_per_byte
+    cdef double w = down * c.write_ps_per_byte
+    cdef double both
+    if c.shared:
+        return r + w
+    both = (up + down) * c.both_ps_per_byte
+    if r < w:
+        r = w
+    return both if both > r else r
+
+
+cdef inline double transfer(const pace_t *pace, double n, double time) noexcept nogil:
+    cdef double body = n * pace.overhead_ps + time
+    if pace.norm == 1.0:
+        return pace.latency_ps + body
+    return power(power(pace.latency_ps, pace.norm) + power(body, pace.norm), 1.0 / pace.norm)
+
+
+cdef inline tick_t round_ps(double t) noexcept nogil:
+    return <tick_t>floor(t + 0.5) if t < 4.6e18 else <tick_t>4.6e18
+
+cdef inline double smaller(double a, double b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline double larger(double a, double b) noexcept nogil:
+    return a if a > b else b

@@ -25,7 +25,6 @@ cdef enum:
     CHANNEL = 3
     BACK = 4
 
-cdef double LIMIT = 4.6e18        # below 2^62 ps
 cdef double LN2 = 0.6931471805599453
 
 
@@ -59,40 +58,8 @@ cdef double power(double x, double y) noexcept nogil:
     return ldexp(result, k)
 
 
-cdef inline double combine(const channel_t *c, double up, double down) noexcept nogil:
-    """Time of `up` bytes towards compute and `down` bytes away over one channel."""
-    cdef double r = up * c.read_ps_per_byte
-    cdef double w = down * c.write_ps_per_byte
-    cdef double both
-    if c.shared:
-        return r + w
-    both = (up + down) * c.both_ps_per_byte
-    if r < w:
-        r = w
-    return both if both > r else r
-
-
-cdef inline double transfer(const pace_t *pace, double n, double time) noexcept nogil:
-    cdef double body = n * pace.overhead_ps + time
-    if pace.norm == 1.0:
-        return pace.latency_ps + body
-    return power(power(pace.latency_ps, pace.norm) + power(body, pace.norm), 1.0 / pace.norm)
-
-
-cdef inline tick_t round_ps(double t) noexcept nogil:
-    return <tick_t>floor(t + 0.5) if t < LIMIT else <tick_t>LIMIT
-
-
 cdef inline double moved(const traffic_t *now, int o, int k) noexcept nogil:
     return <double>(now.read[o][k] + now.write[o][k] + now.back_read[o][k] + now.back_write[o][k])
-
-
-cdef inline double smaller(double a, double b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline double larger(double a, double b) noexcept nogil:
-    return a if a > b else b
 
 
 cdef void split(tick_t total, const double *shares, int n, tick_t *out) noexcept nogil:
@@ -258,7 +225,7 @@ cdef class Clock:
         for t in range(1, store.n_tiers):
             self.far_terms(store, t, &terms)
             done += <double>terms.total
-        if done * <double>repeat + <double>self.now > LIMIT:
+        if done * <double>repeat + <double>self.now > 4.6e18:
             return TIME_OVERFLOW
         for o in range(N_OPERATIONS):
             parts[0] = flops[o] + store.flops[o][0]

@@ -60,6 +60,9 @@ cdef inline bint make_room(run_t *r, block_t b) noexcept nogil:
         r.view.resident -= 1
         if r.parent != NULL and r.parent[v] >= 0:
             r.children[r.parent[v]] -= 1
+            if (r.view.leaf_only and r.children[r.parent[v]] == 0 and r.resident[r.parent[v]]
+                    and r.policy.on_free != NULL):
+                r.policy.on_free(r.policy.state, r.parent[v])
         r.policy.on_remove(r.policy.state, v, EVICT)
     return True
 
@@ -425,6 +428,8 @@ def curve(const int32_t[::1] last_block, const int64_t[::1] prompt_tokens, const
                 if prefix and leaf_only:
                     for k in range(pinned):
                         run.pins[chain[k]] -= 1
+                        if run.pins[chain[k]] == 0 and run.resident[chain[k]] and run.policy.on_free != NULL:
+                            run.policy.on_free(run.policy.state, chain[k])
                     run.pinned -= pinned
                 if run.policy.on_request_end != NULL:
                     run.policy.on_request_end(run.policy.state)

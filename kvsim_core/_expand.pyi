@@ -19,6 +19,8 @@ class Expander:
         category: ArrayLike,
         after_offsets: ArrayLike,
         after: ArrayLike,
+        data_offsets: ArrayLike,
+        data: ArrayLike,
         prompt_flops: ArrayLike,
         prompt_tokens: ArrayLike,
         private_tokens: ArrayLike,

@@ -129,6 +129,7 @@ cdef class Expander:
     last_block, output_block : int32 (requests,), -1 for none.
     category : int16 (requests,).
     after_offsets, after : int64 (requests + 1,), int32: the rows that must complete first.
+    data_offsets, data : int64 (requests + 1,), int32: the blocks looked up before the prompt.
     prompt_flops : float64 (requests, 2), attention and ffn FLOPs of what hits cannot save.
     prompt_tokens : int64 (requests,), tokens through the model at admission, hits or not.
     private_tokens : int64 (requests,), prompt tokens beyond the blocks: their KV is written.
@@ -169,6 +170,8 @@ cdef class Expander:
     cdef const block_t *last
     cdef const block_t *output
     cdef const int64_t *after_offsets
+    cdef const int64_t *data_offsets
+    cdef const block_t *data
     cdef const int64_t *dependent_offsets
     cdef const int32_t *dependents
     cdef const block_t *parent
@@ -237,7 +240,7 @@ cdef class Expander:
 
     def __init__(
         self, *, arrival_ps, input_tokens, output_tokens, last_block, output_block, category,
-        after_offsets, after, prompt_flops, prompt_tokens, private_tokens, block_parent,
+        after_offsets, after, data_offsets, data, prompt_flops, prompt_tokens, private_tokens, block_parent,
         block_position, checkpoint_lookup, checkpoint_last, checkpoint_whole, checkpoint_output,
         weight_block, weight_expert, weight_most, weight_token_bytes, expert_bytes, kv_read,
         decode_attention, decode_flops, kv_write_bytes, state_bytes, lane_block, lane_state,
@@ -305,6 +308,11 @@ cdef class Expander:
         self.dependents = <const int32_t *>self._keep(owner[np.argsort(first, kind="stable")])
         self.waits = <int32_t *>self._keep(np.empty(n, np.int32))
         self.ready = <int32_t *>self._keep(np.empty(n if first.shape[0] else 0, np.int32))
+
+        read = _column(data, np.int32, "data", minimum=0, below=table)
+        reads = _offsets(data_offsets, "data_offsets", n, read.shape[0])
+        self.data_offsets = <const int64_t *>self._keep(reads)
+        self.data = <const block_t *>self._keep(read)
 
         weight = _column(weight_block, np.int32, "weight_block", minimum=0, below=table)
         size = {"rows": weight.shape[0], "minimum": 0, "below": LARGEST_WEIGHT}
@@ -585,6 +593,7 @@ cdef class Expander:
         if row >= 0:
             if self.last[row] >= 0:
                 need += self.position[self.last[row]] + 1
+            need += self.data_offsets[row + 1] - self.data_offsets[row]
             if self.outputs[row] <= 1:
                 need += self._output_blocks(row, NULL)
         return need
@@ -648,9 +657,11 @@ cdef class Expander:
         self.row_end[k + 1] = self.used
 
     cdef void _put_prompt(self, int64_t row) noexcept nogil:
-        """Look the whole prompt up front to back, the checkpoint of its shared part first."""
+        """Look up the data, the checkpoint of the prompt's shared part, the prompt front to back."""
         cdef block_t block = self.last[row]
         cdef int64_t start, k
+        for k in range(self.data_offsets[row], self.data_offsets[row + 1]):
+            self._put(self.data[k], LOOKUP, -1)
         if self.checkpoint_lookup[row] >= 0:
             self._put(self.checkpoint_lookup[row], LOOKUP, -1)
         start = self.used

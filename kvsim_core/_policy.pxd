@@ -67,6 +67,7 @@ cdef struct policy_t:
     request_fn on_request_begin   # may be NULL
     plain_fn on_request_end       # may be NULL
     plain_fn reset           # forget all; the tier is empty
+    block_fn on_free         # b, resident here, lost its last pin or, in a leaf-only tier, its last child. May be NULL
     block_fn hint            # b will be used soon: prefetch its node. For speed only; may be NULL
     int failed               # set by an adapter whose hook raised
 
@@ -83,26 +84,63 @@ cdef inline block_t oldest(const view_t *view, const node_t *nodes, const list_t
         b = nodes[b].prev
     return b if b >= 0 else REFUSE
 
-cdef inline block_t smallest(const view_t *view, heap_t *heap, block_t *aside, int64_t limit) noexcept nogil:
-    """The block of the smallest key below `limit` that may go, or REFUSE; `aside` has room for all blocks."""
-    cdef block_t found = REFUSE
+cdef struct search_t:        # of oldest_from(): how far it came; what lies behind cannot go
+    block_t at               # the last block passed, -1: none
+    int32_t round            # of searches that began at the tail
+    int32_t *passed          # the round that passed each block
+
+cdef inline void search_anew(search_t *search) noexcept nogil:
+    search.at = -1
+    search.round = search.round + 1 if search.round < 0x7ffffff0 else 1
+
+cdef inline void search_leaves(search_t *search, const node_t *nodes, block_t b) noexcept nogil:
+    """Tell the search that b is about to leave its place."""
+    search.passed[b] = 0
+    if search.at == b:
+        search.at = nodes[b].next
+
+cdef inline void search_frees(search_t *search, block_t b) noexcept nogil:
+    """Tell the search that b may go again."""
+    if search.passed[b] == search.round:
+        search_anew(search)
+
+cdef inline block_t oldest_from(
+        const view_t *view, const node_t *nodes, const list_t *queue, search_t *search) noexcept nogil:
+    """As oldest(), from where the last search ended, so that long-lived pins are not passed again for each victim."""
+    cdef block_t b = queue.tail if search.at < 0 else nodes[search.at].prev
+    while b >= 0 and not evictable(view, b):
+        search.at = b
+        search.passed[b] = search.round
+        b = nodes[b].prev
+    return b if b >= 0 else REFUSE
+
+cdef enum:
+    ASIDE = -2               # a block's place in the heap while it is set aside
+
+cdef inline block_t smallest(const view_t *view, heap_t *heap, int64_t limit) noexcept nogil:
+    """The block of the smallest key below `limit` that may go, or REFUSE; those that may not are set aside."""
     cdef block_t b
-    cdef block_t k = 0
     while heap.size > 0:
         b = heap.slots[0]
         if heap.first[b] >= limit:
             break
         if evictable(view, b):
-            found = b
-            break
+            return b
         heap_remove(heap, b)
-        aside[k] = b
-        k += 1
-    while k > 0:
-        k -= 1
-        b = aside[k]
+        heap.place[b] = ASIDE
+    return REFUSE
+
+cdef inline void heap_return(heap_t *heap, block_t b) noexcept nogil:
+    """Take b back if it was set aside: it may go again."""
+    if heap.place[b] == ASIDE:
         heap_set(heap, b, heap.first[b], heap.second[b])
-    return found
+
+cdef inline void heap_drop(heap_t *heap, block_t b) noexcept nogil:
+    """Take b out, set aside or not."""
+    if heap.place[b] == ASIDE:
+        heap.place[b] = -1
+    else:
+        heap_remove(heap, b)
 
 cdef inline void fill(policy_t *slot, void *state, grow_fn grow, attach_fn attach, block_fn on_hit, block_fn on_insert,
                       remove_fn on_remove, victim_fn victim, plain_fn reset) noexcept:

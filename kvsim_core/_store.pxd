@@ -26,6 +26,8 @@ cdef struct tier_t:
     bint touch_all             # its policy hears of look-ups answered above it
     bytes_t total              # capacity with what permanently lives here
     bytes_t home_bytes         # what permanently lives here
+    bytes_t claimed            # room taken for what is in no block
+    bytes_t held               # bytes of pinned blocks with a copy here
     bytes_t fragment           # bytes a transfer moves at once; 0: all
     uint32_t path              # links between this tier and compute, one bit each
 
@@ -78,6 +80,7 @@ cdef class Store:
     cdef bytes_t room                      # of it, left in this step
     cdef int status
     cdef bint busy                         # a loop is in it: no other may be
+    cdef bint moved                        # something moved in the step in progress
     cdef int64_t mult                      # how often the accesses in progress count
     cdef bint prefix_rule                  # KV behind a missing block of its request is recomputed
     cdef bint broken                       # the request's run of found blocks has ended
@@ -122,9 +125,22 @@ cdef class Store:
     cdef int grow(self, block_t n) except? -1
     cdef bint quiet(self, block_t b, int h) noexcept nogil
     cdef void hold(self, block_t b) noexcept nogil
+    cdef void loosen(self, block_t b) noexcept nogil
+    cdef void weigh(self, block_t b, bytes_t amount) noexcept nogil
+    cdef int64_t transfers_of(self, int t, bytes_t amount) noexcept nogil
     cdef void let(self, block_t b) noexcept nogil
     cdef int insert(self, int t, block_t b) noexcept nogil
-    cdef bint make_room(self, int t, block_t b) noexcept nogil
+    cdef bint make_room(self, int t, bytes_t amount, block_t b) noexcept nogil
+    cdef void count(self, block_t b, int t) noexcept nogil
+    cdef void touch(self, block_t b) noexcept nogil
+    cdef void foresee(self, block_t b, int64_t at) noexcept nogil
+    cdef bytes_t available(self, int t) noexcept nogil
+    cdef bint claim(self, int t, bytes_t amount) noexcept nogil
+    cdef void unclaim(self, int t, bytes_t amount) noexcept nogil
+    cdef bint rises(self, block_t b, int s) noexcept nogil
+    cdef void land(self, int t, bytes_t amount) noexcept nogil
+    cdef void shift(self, int u, int v, bytes_t amount) noexcept nogil
+    cdef bint has_child(self, block_t b, uint32_t tiers) noexcept nogil
     cdef void evict(self, int t, block_t b) noexcept nogil
     cdef int place(self, block_t b, int source) noexcept nogil
     cdef int settle(self, block_t b, int u, int source) noexcept nogil

@@ -22,7 +22,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport (
-    DEMOTE, EVICT, FREED, PROMOTE, Policy, acquire, evictable, raise_status, release, view_t,
+    DEMOTE, EVICT, FREED, NEEDS_FUTURE, PROMOTE, Policy, acquire, evictable, raise_status, release, view_t,
 )
 from kvsim_core._structures cimport grow_array
 from kvsim_core._types cimport (
@@ -224,6 +224,7 @@ cdef class Store:
         memset(self.link_down, 0, sizeof(self.link_down))
         memset(self.flops, 0, sizeof(self.flops))
         self.broken = False
+        self.moved = False
         self.room = self.workspace
 
     cdef int end_step(self, int64_t repeat) noexcept nogil:
@@ -253,6 +254,7 @@ cdef class Store:
         cdef int link = 0
         if used == 0:
             return
+        self.moved = True
         now.read[o][self.kind[b]] += used
         now.transfers[o] += (used + self.tier[t].fragment - 1) // self.tier[t].fragment if self.tier[t].fragment else 1
         while links:
@@ -268,6 +270,7 @@ cdef class Store:
         cdef int link = 0
         if used == 0:
             return
+        self.moved = True
         now.write[o][self.kind[b]] += used
         now.transfers[o] += (used + self.tier[t].fragment - 1) // self.tier[t].fragment if self.tier[t].fragment else 1
         if links:
@@ -286,6 +289,7 @@ cdef class Store:
         cdef int link = 0
         if used == 0:
             return
+        self.moved = True
         self.traffic[u].back_read[o][k] += used
         self.traffic[v].back_write[o][k] += used
         if self.tier[v].fragment:
@@ -314,12 +318,31 @@ cdef class Store:
         return t
 
     cdef inline void hold(self, block_t b) noexcept nogil:
+        if self.pins[b] == 0 and self.where[b]:
+            self.weigh(b, self.bytes[b])
         self.pins[b] += 1
         self.pinned += 1
 
     cdef inline void let(self, block_t b) noexcept nogil:
         self.pins[b] -= 1
         self.pinned -= 1
+        if self.pins[b] == 0 and self.where[b]:
+            self.weigh(b, -self.bytes[b])
+            self.loosen(b)
+
+    cdef void loosen(self, block_t b) noexcept nogil:
+        """Tell the policies of the tiers with a copy of b that it may go again."""
+        cdef int t
+        for t in range(self.n_tiers):
+            if self.where[b] & self.tier[t].bit and self.tier[t].policy.on_free != NULL:
+                self.tier[t].policy.on_free(self.tier[t].policy.state, b)
+
+    cdef void weigh(self, block_t b, bytes_t amount) noexcept nogil:
+        """Add to the pinned bytes of each tier with a copy of b."""
+        cdef int t
+        for t in range(self.n_tiers):
+            if self.where[b] & self.tier[t].bit:
+                self.tier[t].held += amount
 
     cdef void add_copy(self, int t, block_t b) noexcept nogil:
         cdef tier_t *tier = &self.tier[t]
@@ -336,6 +359,8 @@ cdef class Store:
             tier.children[p] += 1
         tier.found[b] = 0
         tier.view.used += self.bytes[b]
+        if self.pins[b] != 0:
+            tier.held += self.bytes[b]
         tier.view.resident += 1
         self.books[t].inserted[self.kind[b]] += 1
         self.status |= add_bytes(&self.books[t].bytes_in, self.bytes[b], 1)
@@ -349,7 +374,12 @@ cdef class Store:
         self.where[b] &= ~tier.bit
         if p >= 0:
             tier.children[p] -= 1
+            if (tier.view.leaf_only and tier.children[p] == 0 and self.where[p] & tier.bit
+                    and tier.policy.on_free != NULL):
+                tier.policy.on_free(tier.policy.state, p)
         tier.view.used -= self.bytes[b]
+        if self.pins[b] != 0:
+            tier.held -= self.bytes[b]
         tier.view.resident -= 1
         self.books[t].bytes_out += self.bytes[b]
         if self.where[b] == 0:
@@ -362,11 +392,11 @@ cdef class Store:
         if tier.policy.failed:
             self.status = POLICY_FAILED
 
-    cdef bint make_room(self, int t, block_t b) noexcept nogil:
-        """Evict from tier t until b fits; False if the policy refuses."""
+    cdef bint make_room(self, int t, bytes_t amount, block_t b) noexcept nogil:
+        """Evict from tier t until `amount` bytes, for b, fit; False if the policy refuses."""
         cdef tier_t *tier = &self.tier[t]
         cdef block_t v
-        while tier.view.used + self.bytes[b] > tier.view.capacity:
+        while tier.view.used + amount > tier.view.capacity:
             v = tier.policy.victim(tier.policy.state, b)
             if tier.policy.failed:
                 self.status = POLICY_FAILED
@@ -399,7 +429,7 @@ cdef class Store:
         if self.bytes[b] > self.tier[t].view.capacity:
             return -1
         self.hold(b)
-        if not self.make_room(t, b):
+        if not self.make_room(t, self.bytes[b], b):
             self.let(b)
             self.books[t].refused[self.kind[b]] += 1
             return -1
@@ -640,6 +670,135 @@ cdef class Store:
             self.own_pins[b] -= 1
             self.let(b)
 
+    # -- for a closed loop: counting, telling and moving apart from each other, and room that is in no block ----
+
+    cdef void count(self, block_t b, int t) noexcept nogil:
+        """Count a look-up of b that tier t (-1: none) answered; KV behind a missing block is no hit by the prefix
+        rule."""
+        cdef int k = self.kind[b]
+        self.count_found(self.lookups[k], b, self.bytes[b])
+        if t < 0:
+            self.broken = True
+            return
+        self.count_found(self.books[t].hits[k][0], b, self.bytes[b])
+        if not self.broken:
+            self.count_found(self.books[t].hits[k][1], b, self.bytes[b])
+
+    cdef void touch(self, block_t b) noexcept nogil:
+        """Tell the policies of a look-up of b."""
+        cdef int t = self.nearest(b), u, k = self.kind[b]
+        cdef tier_t *tier
+        for u in range(self.n_tiers):
+            self.tier[u].view.serial += 1
+        for u in range(t if t >= 0 else self.n_tiers):
+            tier = &self.tier[u]
+            if tier.policy.on_miss != NULL and (u + 1 >= self.n_tiers or self.pair[u].kinds & (1 << k)):
+                tier.policy.on_miss(tier.policy.state, b)
+                if tier.policy.failed:
+                    self.status = POLICY_FAILED
+        if t < 0:
+            return
+        if self.where[b] & self.tier[t].bit:
+            tier = &self.tier[t]
+            if tier.found[b] < 0x7ffffff0:
+                tier.found[b] += 1
+            tier.policy.on_hit(tier.policy.state, b)
+            if tier.policy.failed:
+                self.status = POLICY_FAILED
+        for u in range(t + 1, self.n_tiers):
+            tier = &self.tier[u]
+            if tier.touch_all and self.where[b] & tier.bit:
+                tier.policy.on_hit(tier.policy.state, b)
+                if tier.policy.failed:
+                    self.status = POLICY_FAILED
+
+    cdef void foresee(self, block_t b, int64_t at) noexcept nogil:
+        """Tell the policies when b is used next."""
+        cdef int t
+        self.next_use[b] = at
+        for t in range(self.n_tiers):
+            if self.where[b] & self.tier[t].bit and self.tier[t].policy.flags & NEEDS_FUTURE:
+                self.tier[t].policy.on_hit(self.tier[t].policy.state, b)
+                if self.tier[t].policy.failed:
+                    self.status = POLICY_FAILED
+
+    cdef bytes_t available(self, int t) noexcept nogil:
+        """Bytes of tier t that a claim could have: all that no pinned block holds."""
+        return self.tier[t].view.capacity - self.tier[t].held
+
+    cdef bint claim(self, int t, bytes_t amount) noexcept nogil:
+        """Take room of tier t for what is in no block (the last one stands for it), evicting for it."""
+        if not self.make_room(t, amount, self.n - 1):
+            return False
+        self.tier[t].claimed += amount
+        self.tier[t].view.capacity -= amount
+        return True
+
+    cdef void unclaim(self, int t, bytes_t amount) noexcept nogil:
+        """Give claimed room back."""
+        self.tier[t].claimed -= amount
+        self.tier[t].view.capacity += amount
+
+    cdef bint rises(self, block_t b, int s) noexcept nogil:
+        """Whether a copy of b found in tier s may move up."""
+        cdef movement_t *rule = &self.pair[s - 1]
+        if not rule.kinds & (<uint32_t>1 << self.kind[b]) or rule.promote_after == 0:
+            return False
+        return rule.promote_after == 1 or (self.home[b] != s and self.tier[s].found[b] >= rule.promote_after)
+
+    cdef void shift(self, int u, int v, bytes_t amount) noexcept nogil:
+        """Book the move of private KV from tier u to tier v."""
+        cdef uint32_t links = self.tier[u].path ^ self.tier[v].path
+        cdef int far = max(u, v), link = 0
+        if amount == 0:
+            return
+        self.moved = True
+        if u < v:
+            self.traffic[u].back_read[0][<int>KV] += amount
+            self.traffic[v].back_write[0][<int>KV] += amount
+        else:
+            self.traffic[u].read[0][<int>KV] += amount
+            self.traffic[v].write[0][<int>KV] += amount
+            self.traffic[v].transfers[0] += self.transfers_of(v, amount)
+        self.traffic[far].transfers[0] += self.transfers_of(far, amount)
+        while links:
+            if links & 1:
+                if u < v:
+                    self.link_down[link] += amount
+                else:
+                    self.link_up[link] += amount
+            links >>= 1
+            link += 1
+
+    cdef void land(self, int t, bytes_t amount) noexcept nogil:
+        """Book private KV that comes from another pool into tier t."""
+        cdef uint32_t links = self.tier[t].path
+        cdef int link = 0
+        if amount == 0:
+            return
+        self.moved = True
+        self.traffic[t].write[0][<int>KV] += amount
+        self.traffic[t].transfers[0] += self.transfers_of(t, amount)
+        if links:
+            self.traffic[t].down += amount
+        while links:
+            if links & 1:
+                self.link_down[link] += amount
+            links >>= 1
+            link += 1
+
+    cdef int64_t transfers_of(self, int t, bytes_t amount) noexcept nogil:
+        """Transfers that so many bytes take."""
+        return (amount + self.tier[t].fragment - 1) // self.tier[t].fragment if self.tier[t].fragment else 1
+
+    cdef bint has_child(self, block_t b, uint32_t tiers) noexcept nogil:
+        """Whether a child of b has a copy in one of these tiers."""
+        cdef int t
+        for t in range(self.n_tiers):
+            if tiers >> t & 1 and self.tier[t].children[b] > 0:
+                return True
+        return False
+
     cdef void begin_request(self, int64_t request) noexcept nogil:
         cdef int t
         self.broken = False
@@ -689,13 +848,21 @@ cdef class Store:
         cdef bytes_t used, lost = 0
         cdef int64_t pins = 0
         cdef block_t count
+        cdef bytes_t held
         for t in range(self.n_tiers):
+            if self.tier[t].view.capacity + self.tier[t].home_bytes + self.tier[t].claimed != self.tier[t].total:
+                return NOT_CONSERVED
             used = 0
             count = 0
+            held = 0
             for b in range(self.n):
                 if self.where[b] & self.tier[t].bit:
                     used += self.bytes[b]
                     count += 1
+                    if self.pins[b] != 0:
+                        held += self.bytes[b]
+            if held != self.tier[t].held or self.tier[t].claimed < 0:
+                return NOT_CONSERVED
             if (used != self.tier[t].view.used or count != self.tier[t].view.resident
                     or used > self.tier[t].view.capacity
                     or self.books[t].bytes_in != self.books[t].bytes_out + used):

@@ -193,15 +193,21 @@ def write(trace: RequestTrace | AccessTrace, path: str | PathLike[str]) -> None:
     Raises
     ------
     TraceError
-        An access trace, or requests that wait for more than one other or for another session's.
+        An access trace, or requests that read data, or wait for more than one other or for another session's.
     """
     if not isinstance(trace, RequestTrace):
         raise TraceError(f"{path}: found an AccessTrace, expected a RequestTrace: the format holds requests")
+    if len(trace.data):
+        reader = int(np.flatnonzero(np.diff(trace.data_offsets))[0])
+        raise TraceError(
+            f"{path}: request {reader}: data: found {len(trace.data_of(reader))} pieces, expected none (save as .npz "
+            "to keep data)"
+        )
     previous = _turn_before(trace, path)
     blocks, offsets = trace.block_lists()
     unique = len(np.unique(trace.block_id)) == trace.unique_blocks
-    names: Any = trace.block_label if trace.block_label is not None and len(set(trace.block_label)) == len(
-        trace.block_label) else None  # fmt: skip
+    label = trace.block_label
+    names: Any = label if label is not None and len(set(label)) == len(label) else None
     shown_ids: np.ndarray[Any, Any] = trace.block_id if unique else np.arange(trace.unique_blocks)
     with_sessions = not trace.open_loop or len(np.unique(trace.session)) < trace.n
     encoder = msgspec.json.Encoder()

@@ -173,15 +173,15 @@ class TrieBuilder:
         block_parent[last[has]] = last_whole[has]
         has = own_output > 0
         block_parent[(start + own_whole + partial)[has]] = last_whole[has]
-        shift = np.repeat(start - keep, count)
-        block_position = np.arange(blocks, dtype=np.int64) - shift
+        # the columns of all blocks are the memory that this takes: none is made wider than it will be kept
+        block_position = np.arange(blocks, dtype=np.int32)
+        block_position -= np.repeat((start - keep).astype(np.int32), count)
         has = (partial > 0) & (own_output > 0)
         if has.any():  # the blocks of the output stand where the partial tail stands
-            behind = np.zeros(blocks, np.int64)
-            behind[(start + own_whole + 1)[has]] += 1
-            ends = (start + count)[has]
-            np.subtract.at(behind, ends[ends < blocks], 1)
-            block_position -= np.cumsum(behind)
+            runs_of = np.stack(
+                [own_whole + partial, np.where(has, own_output, 0), np.where(has, 0, own_output)], axis=1
+            )
+            block_position -= np.repeat(np.tile(np.array([0, 1, 0], np.int8), n), runs_of.reshape(-1))
         block_length = np.full(blocks, size, np.int32)
         has = partial > 0
         block_length[last[has]] = (col["input_tokens"] % size)[has]
@@ -201,7 +201,7 @@ class TrieBuilder:
             "delay_ps": col["delay_ps"],
             "pause": col["pause"].astype(np.int8),
             "block_parent": block_parent,
-            "block_position": block_position.astype(np.int32),
+            "block_position": block_position,
             "block_length": block_length,
             "block_id": np.arange(blocks, dtype=np.int64),
             "block_label": None,

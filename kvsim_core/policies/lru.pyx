@@ -3,11 +3,11 @@
 Within one request of a leaf-only tier, deeper blocks count as older, so the oldest block is a leaf and the scan for
 one is short.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from kvsim_core._policy cimport Policy, fill, oldest, view_t
+from kvsim_core._policy cimport Policy, fill, oldest_from, search_anew, search_frees, search_leaves, search_t, view_t
 from kvsim_core._structures cimport (
     grow_array, list_clear, list_push, list_t, list_to_head, list_unlink, node_t, prefetch,
 )
@@ -21,6 +21,7 @@ cdef struct lru_t:
     node_t *nodes
     block_t n
     list_t order
+    search_t search
     block_t touched       # blocks that the request being served put at the head
     block_t *mark         # mark[b] == serial of the request that touched b last
     block_t request
@@ -29,6 +30,7 @@ cdef struct lru_t:
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
     if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+            or grow_array(<void **>&s.search.passed, sizeof(int32_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.mark, sizeof(block_t), s.n, n, 0xff) < 0):
         return -1
     s.n = max(s.n, n)
@@ -47,6 +49,7 @@ cdef void touch(lru_t *s, block_t b) noexcept nogil:
 
 cdef void on_hit(void *state, block_t b) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
+    search_leaves(&s.search, s.nodes, b)
     list_to_head(&s.order, s.nodes, b)
     touch(s, b)
 
@@ -59,15 +62,20 @@ cdef void on_insert(void *state, block_t b) noexcept nogil:
 
 cdef void on_remove(void *state, block_t b, int reason) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
+    search_leaves(&s.search, s.nodes, b)
     list_unlink(&s.order, s.nodes, b)
     if s.view.leaf_only and s.mark[b] == s.request:
         s.mark[b] = -1
         s.touched -= 1
 
 
+cdef void on_free(void *state, block_t b) noexcept nogil:
+    search_frees(&(<lru_t *>state).search, b)
+
+
 cdef block_t victim(void *state, block_t incoming) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
-    return oldest(s.view, s.nodes, &s.order)
+    return oldest_from(s.view, s.nodes, &s.order, &s.search)
 
 
 cdef void on_request_begin(void *state, int64_t request) noexcept nogil:
@@ -84,6 +92,7 @@ cdef void on_request_end(void *state) noexcept nogil:
         b = s.order.head
         for _k in range(s.touched):
             below = s.nodes[b].next
+            search_leaves(&s.search, s.nodes, b)
             list_to_head(&s.order, s.nodes, b)
             b = below
         s.touched = 0
@@ -96,6 +105,7 @@ cdef void hint(void *state, block_t b) noexcept nogil:
 cdef void reset(void *state) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
     list_clear(&s.order)
+    search_anew(&s.search)
     s.touched = 0
     s.request = 0
     if s.n:
@@ -109,7 +119,9 @@ cdef class LRU(Policy):
     def __cinit__(self, *, seed=0):
         memset(&self.s, 0, sizeof(lru_t))
         list_clear(&self.s.order)
+        search_anew(&self.s.search)
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
+        self.c.on_free = on_free
         self.c.hint = hint
         self.c.on_request_begin = on_request_begin
         self.c.on_request_end = on_request_end
@@ -117,6 +129,7 @@ cdef class LRU(Policy):
     def __dealloc__(self):
         free(self.s.nodes)
         free(self.s.mark)
+        free(self.s.search.passed)
 
 
 register("lru", LRU)

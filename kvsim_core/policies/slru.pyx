@@ -44,11 +44,12 @@ cdef void on_hit(void *state, block_t b) noexcept nogil:
     cdef block_t old
     if s.is_protected[b]:
         list_to_head(&s.protected, s.nodes, b)
-        return
-    list_unlink(&s.probation, s.nodes, b)
-    list_push(&s.protected, s.nodes, b)
-    s.is_protected[b] = 1
-    s.protected_bytes += s.view.bytes[b]
+    else:
+        list_unlink(&s.probation, s.nodes, b)
+        list_push(&s.protected, s.nodes, b)
+        s.is_protected[b] = 1
+        s.protected_bytes += s.view.bytes[b]
+    # also where b was there already: a closed loop claims room, and the limit falls with it
     while s.protected_bytes > s.view.capacity - s.view.capacity // 5:
         old = s.protected.tail
         list_unlink(&s.protected, s.nodes, old)

@@ -67,7 +67,7 @@ def test_help_is_short_and_names_every_command(run: Callable[..., Ran]) -> None:
 
 def test_list(run: Callable[..., Ran]) -> None:
     names = run("list", "--json").document
-    assert list(names) == ["machines", "models", "workloads", "policies", "formats"]
+    assert list(names) == ["machines", "models", "workloads", "policies", "retention", "routers", "formats"]
     assert {"h100x8", "a100x8", "cs3", "groq-lpu-rack", "sn40l"} <= set(names["machines"])
     assert "llama-3.1-70b" in names["models"]
     assert {"chat", "coding-agent", "overnight-batch"} <= set(names["workloads"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,27 @@ def test_the_48_sessions_waits(sessions: RequestTrace, raw: list[dict[str, Any]]
     values, counts = np.unique(np.array(think), return_counts=True)
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         assert np.isclose(found, value, atol=1e-9).sum() >= count
+
+
+def test_the_48_sessions_pauses(sessions: RequestTrace, raw: list[dict[str, Any]]) -> None:
+    """Every pause is a tool's or a person's: behind an end of turn, or where no result came back."""
+    counts = np.bincount(sessions.pause, minlength=3).tolist()
+    assert counts == [55, 130, 2331]
+    assert (sessions.delay_ps[sessions.pause == 0] == 0).all()
+    assert (sessions.delay_ps[sessions.pause > 0] > 0).all()
+    people = 0
+    for s in raw:
+        main = sorted((e for e in s["requests"] if e["type"] != "subagent"), key=lambda e: e["t"])
+        for before, entry in pairwise(main):
+            ended, came_back = before["stop"] == "end_turn", "tool_result" in entry["input_types"]
+            people += ended or (bool(before["stop"]) and not came_back)
+    assert people == 130
+    # 18 sub-agents, started in nine places and joined there: 4 alone, 1 pair, 4 times three
+    waits = np.diff(sessions.after_offsets)
+    assert np.bincount(waits).tolist() == [48, 2459, 4, 1, 4]
+    joins = np.flatnonzero(waits > 1)
+    assert (sessions.category[joins] == 0).all()
+    assert (sessions.pause[joins] == 2).all()
 
 
 def test_the_48_sessions_replayed_with_recorded_times_take_as_long_as_recorded(

@@ -63,6 +63,7 @@ def table_reference(trace: Any, model: Any, lanes: int, weights: bool) -> list[t
     used = min(lanes, max(trace.n, 1))
     rows += [(0, 0, 0, 0, -1, -1, 0, none)] * used
     rows += [(0, 0, 2, 0, -1, -1, 0, none)] * (used if model.state_bytes else 0)
+    rows += [(int(size), 0, 3, 0, -1, -1, -2, none) for size in trace.data_bytes]
     return rows
 
 
@@ -77,6 +78,7 @@ def expand_reference(trace: Any, model: Any, *, lanes: int = 32, weights: bool =
     checkpoint = {b: first_checkpoint + k for k, b in enumerate(holders)}
     kv_lane = first_checkpoint + len(holders)
     state_lane = kv_lane + lanes
+    first_data = kv_lane + lanes * (2 if model.state_bytes else 1)
     per_token = model.kv_stored_bytes(1)
 
     waiting = list(range(trace.n))
@@ -130,6 +132,7 @@ def expand_reference(trace: Any, model: Any, *, lanes: int = 32, weights: bool =
             accesses.append((trace.unique_blocks + k, LOOKUP, size))
 
         if new is not None:
+            accesses += [(first_data + int(d), LOOKUP, OWN) for d in trace.data_of(new)]
             shared = prompt[: int(trace.prefix_blocks[new])]
             if model.state_bytes and shared:
                 accesses.append((checkpoint[shared[-1]], LOOKUP, OWN))

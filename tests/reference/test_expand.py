@@ -72,6 +72,8 @@ def traces(draw: st.DrawFn, most: int = 8) -> RequestTrace:
         columns["after"] = [[]] * n
     if draw(st.booleans()):
         del columns["output_ids"]
+    sizes = draw(st.lists(st.integers(0, 10**6), max_size=4))
+    pieces = st.lists(st.integers(0, len(sizes) - 1), max_size=4) if sizes else st.just([])
     gaps = draw(st.lists(st.integers(0, 10**9), min_size=n, max_size=n))
     return RequestTrace.from_lists(
         name="drawn",
@@ -79,6 +81,8 @@ def traces(draw: st.DrawFn, most: int = 8) -> RequestTrace:
         arrival_ps=[sum(gaps[: i + 1]) for i in range(n)],
         category=draw(st.lists(few, min_size=n, max_size=n)),
         category_names=("a", "b"),
+        data=[draw(pieces) for _ in range(n)],
+        data_bytes=sizes,
         **columns,
     )
 

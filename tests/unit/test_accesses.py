@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from kvsim.accesses import _plan, expand
-from kvsim.errors import TraceError
+from kvsim.errors import MachineError, TraceError
 from kvsim.model import Model
-from kvsim.trace import AccessTrace, RequestTrace
+from kvsim.replay import replay
+from kvsim.trace import OUTERMOST, AccessTrace, RequestTrace
 from kvsim_core._expand import Expander
 
 LOOKUP, READ, WRITE, CONTEXT = 0, 1, 2, 4
@@ -100,6 +102,38 @@ def test_two_lanes_decode_together() -> None:
     assert [a[0] for a in accesses(found, 3) if a[1] == CONTEXT] == [2]
     one = DENSE.flops_per_token(1)
     assert found.flops[:, 1].tolist() == [one, 2 * one, 2 * one, one]
+
+
+def test_data_are_looked_up_before_the_prompt_and_live_outermost() -> None:
+    trace = trace_of([8, 8], [1, 2], block_ids=[[1, 2], [1, 3]], data=[["b", "a"], []], data_bytes={"a": 70, "b": 30})
+    found = steps_of(trace, lanes=1)
+    table, first = found.blocks, 3 + 1
+    assert table.kind[first:].tolist() == [3, 3]
+    assert table.bytes[first:].tolist() == [70, 30]
+    assert table.home.tolist() == [-1, -1, -1, 0, OUTERMOST, OUTERMOST]
+    assert table.recompute_flops[first:].tolist() == [[0, 0], [0, 0]]
+    assert accesses(found, 0) == [(first + 1, LOOKUP, -1), (first, LOOKUP, -1), (0, LOOKUP, -1), (1, LOOKUP, -1)]
+    assert [a[:2] for a in accesses(found, 1)] == [(0, LOOKUP), (2, LOOKUP)]
+    with_weights = steps_of(trace, lanes=1, weights=True)
+    kinds = with_weights.blocks.kind[[a[0] for a in accesses(with_weights, 0)]].tolist()
+    assert kinds == [1] * (len(kinds) - 4) + [3, 3, 0, 0]
+
+
+def test_data_are_read_from_the_outermost_tier_once() -> None:
+    size = 10**9
+    trace = trace_of([8, 8], [1, 1], block_ids=[[1, 2], [1, 2]], data=[[0, 1], [1]], data_bytes=[size, 2 * size])
+    plain = replay(dataclasses.replace(trace, data_offsets=[0, 0, 0], data=[], data_bytes=[]),
+                   machine="h100x8", model=DENSE)  # fmt: skip
+    found = replay(trace, machine="h100x8", model=DENSE, check=True)
+    data = 3
+    hits = np.asarray(found.arrays["hits"])[:, data, 0, 0]
+    assert np.asarray(found.arrays["lookups"])[data].tolist() == [3, 0, 5 * size]
+    assert hits.tolist() == [1, 0, 2], "the second reader finds what the first brought up"
+    assert found.identity.parts_ps["compute"] == plain.identity.parts_ps["compute"]
+    assert found.identity.parts_ps["stalls"] > plain.identity.parts_ps["stalls"]
+    large = dataclasses.replace(trace, data_bytes=[10**17, 1])
+    with pytest.raises(MachineError, match=r"found 61\.44 TB in ssd, its outermost tier, expected 100 PB at least"):
+        replay(large, machine="h100x8", model=DENSE)
 
 
 def test_more_lanes_than_requests_change_nothing() -> None:

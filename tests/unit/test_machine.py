@@ -16,7 +16,10 @@ from kvsim.machine import KINDS, Link, Machine, Movement, Pool, Tier
 from kvsim.show import show
 from kvsim.units import UNBOUNDED_BYTES
 
-PRESETS = ("a100x8", "cs3", "epyc9965-2s", "groq-lpu-rack", "h100x8", "sn40l")
+PRESETS = (
+    "a100x8", "cs3", "epyc9965-2s", "gpu-lpx", "groq-lpu-rack", "h100x8", "h100x8-pd", "h100x8-rack", "rtx4090",
+    "sn40l",
+)  # fmt: skip
 
 
 def tier(name: str = "hbm", **changes: Any) -> Tier:
@@ -187,6 +190,7 @@ def test_order_keeps_drops_and_adds_tiers(tmp_path: Path) -> None:
     assert mine.tier_names == ("hbm", "ssd")
     assert mine.links == ()
     assert [(m.upper, m.lower) for m in mine.movements] == [("hbm", "ssd")]
+    assert mine.set("reserve", 0.2).tier_names == ("hbm", "ssd")
     text = (
         'base = "h100x8"\norder = ["hbm", "dram", "cxl", "ssd"]\n[tier.cxl]\nmedium = "DRAM"\n'
         'capacity = "256 GB"\ncount = 4\nread = "28 GB/s"\nwrite = "25 GB/s"\nlatency = "275 ns"\n'
@@ -266,6 +270,25 @@ FAR = '[tier.far]\nmedium = "DRAM"\ncapacity = "1 TB"\nbandwidth = "1 GB/s"\n'
         (HEAD + "mfu = {ffn = 0.5}\n" + NEAR, "expected both attention and ffn"),
         (HEAD + "mfu = 0\n" + NEAR, "mfu"),
         (HEAD + "devices = 8\ntensor = 3\n" + NEAR, "expected a divisor of devices (8)"),
+        (HEAD + "devices = 8\npipeline = 3\n" + NEAR, "pool.p.pipeline: found 3, expected a divisor of devices (8)"),
+        (
+            HEAD + "devices = 8\npipeline = 2\ntensor = 8\n" + NEAR,
+            "pool.p.tensor: found 8, expected a divisor of devices / pipeline (8 / 2)",
+        ),
+        (
+            HEAD + "devices = 8\ntensor = 4\nattention_data = 8\n" + NEAR,
+            "pool.p.attention_data: found 8, expected a divisor of tensor (4)",
+        ),
+        (HEAD + "devices = 8\nattention_data = 3\n" + NEAR, "expected a divisor of devices (8)"),
+        (HEAD + "expert = 1\n" + NEAR, "pool.p.expert: found 1, expected true or false"),
+        (HEAD + 'hop = "2 h"\n' + NEAR, "pool.p.hop_s: found '2 h'"),
+        (HEAD + 'near = "naer"\n' + NEAR, "pool.p.near: unknown tier 'naer': did you mean 'near'"),
+        (
+            HEAD + 'near = "far"\n' + NEAR + FAR,
+            "pool.p.near: found 'far' behind 'near', which is no pool's near tier, expected near tiers first",
+        ),
+        ("cpu_slots = 0\n" + HEAD + NEAR, "cpu_slots: found 0"),
+        ("electricity = -1\n" + HEAD + NEAR, "electricity_usd_per_kwh: found -1"),
         (HEAD + 'roles = ["prefil"]\n' + NEAR, "did you mean 'prefill'"),
         ("reserve = 1.5\n" + HEAD + NEAR, "reserve: found 1.5"),
         ('power = "3 GB"\n' + HEAD + NEAR, "found the unit 'GB'"),
@@ -351,6 +374,14 @@ def test_unreadable_things(tmp_path: Path) -> None:
         ("reserve", "5 %", lambda m: m.reserve == 0.05),
         ("price", "20 USD/h", lambda m: m.price_usd_per_h == 20),
         ("power", "10 kW", lambda m: m.power_w == 10_000),
+        ("cpu_slots", "64", lambda m: m.cpu_slots == 64),
+        ("electricity", "0.15", lambda m: m.electricity_usd_per_kwh == 0.15),
+        ("pool.gpu.pipeline", 2, lambda m: m.pools[0].pipeline == 2),
+        ("pool.gpu.attention_data", "4", lambda m: m.pools[0].attention_data == 4),
+        ("pool.gpu.expert", "true", lambda m: m.pools[0].expert is True),
+        ("pool.gpu.hop", "3 us", lambda m: m.pools[0].hop_s == 3e-6),
+        ("pool.gpu.hop_bandwidth", "50 GB/s", lambda m: m.pools[0].hop_bytes_per_s == 50e9),
+        ("pool.gpu.near", "hbm", lambda m: m.pools[0].near == "hbm"),
     ],
 )
 def test_set_changes_one_thing(path: str, value: object, found: Any) -> None:
@@ -401,6 +432,11 @@ def test_with_drops_what_hangs_on_tiers_that_went() -> None:
     assert base.with_(reserve="20 %").reserve == 0.2
     with pytest.raises(UnknownNameError, match="did you mean 'reserve'"):
         base.with_(reserved=0.1)
+    # and the sources of what went, which a machine made of its tables refuses
+    assert "tier.dram.capacity_bytes" not in one.sources
+    assert one.source("tier.hbm.capacity_bytes") == base.source("tier.hbm.capacity_bytes")
+    assert Machine.from_dict(one.to_dict()) == one
+    assert one.set("reserve", 0.2).reserve == 0.2
 
 
 def test_objects_read_units_and_default() -> None:

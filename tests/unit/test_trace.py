@@ -43,6 +43,9 @@ def traces(draw: st.DrawFn) -> tuple[RequestTrace, list[list[int]], list[list[in
     outputs = draw(st.lists(st.lists(st.integers(0, 2), max_size=3), min_size=n, max_size=n))
     arrival = draw(st.lists(st.integers(0, 5), min_size=n, max_size=n))
     after = [sorted(draw(st.sets(st.integers(0, k - 1), max_size=2))) if k else [] for k in range(n)]
+    pieces = draw(st.integers(0, 3)) if n else 0
+    reads = st.lists(st.integers(0, pieces - 1), max_size=3) if pieces else st.just([])
+    data = draw(st.lists(reads, min_size=n, max_size=n))
     trace = RequestTrace.from_lists(
         name="t",
         block_tokens=3,
@@ -53,6 +56,10 @@ def traces(draw: st.DrawFn) -> tuple[RequestTrace, list[list[int]], list[list[in
         output_ids=outputs,
         after=after,
         delay_ps=np.arange(n),
+        population=np.arange(n) % 2,
+        population_names=("even", "odd"),
+        data=data,
+        data_bytes=np.arange(pieces) * 10,
         notice=False,
     )
     order = np.argsort(arrival, kind="stable").tolist()
@@ -128,6 +135,9 @@ def test_first_and_last_equal_making_the_trace_from_fewer_rows(
         assert part.block_id[part.blocks(new)].tolist() == prompts[old]
         assert part.block_id[part.blocks(new, output=True)].tolist() == whole[old]
         assert part.after_of(new).tolist() == [kept.index(w) for w in trace.after_of(old).tolist() if w in kept]
+        assert part.data_of(new).tolist() == trace.data_of(old).tolist()
+        assert part.population[new] == trace.population[old]
+    assert part.data_bytes.tolist() == trace.data_bytes.tolist()
     assert (np.maximum.accumulate(part.block_parent) < np.arange(part.unique_blocks)).all()
     if count >= trace.n and front:
         assert part == trace
@@ -179,8 +189,8 @@ def test_splitting_a_partial_block() -> None:
 
 
 @given(traces(), traces())
-def test_joining_keeps_both_apart(a: tuple[RequestTrace, Any, Any], b: tuple[RequestTrace, Any, Any]) -> None:
-    joined = RequestTrace.join([a[0], b[0]])
+def test_merging_keeps_both_apart(a: tuple[RequestTrace, Any, Any], b: tuple[RequestTrace, Any, Any]) -> None:
+    joined = RequestTrace.merge(a[0], b[0])
     assert joined.n == a[0].n + b[0].n
     assert joined.unique_blocks == a[0].unique_blocks + b[0].unique_blocks
     assert joined.prefix_blocks.sum() == a[0].prefix_blocks.sum() + b[0].prefix_blocks.sum()
@@ -190,8 +200,117 @@ def test_joining_keeps_both_apart(a: tuple[RequestTrace, Any, Any], b: tuple[Req
     for new, old in enumerate(place):
         trace, row = (a[0], old) if old < a[0].n else (b[0], old - a[0].n)
         assert joined.block_id[joined.blocks(new)].tolist() == trace.block_id[trace.blocks(row)].tolist()
+        assert joined.data_bytes[joined.data_of(new)].tolist() == trace.data_bytes[trace.data_of(row)].tolist()
+        owner = joined.population_names[joined.population[new]]
+        assert owner == ("t.0/" if old < a[0].n else "t.1/") + trace.population_names[trace.population[row]]
         base = 0 if old < a[0].n else a[0].n
         assert sorted(place[w] - base for w in joined.after_of(new)) == sorted(trace.after_of(row).tolist())
+
+
+def test_merging_two_populations() -> None:
+    people = simple(name="chat", category=[0, 1, 0, 1], category_names=["human", "api"], session=[0, 0, 1, 1],
+                    session_names=["x", "y"])  # fmt: skip
+    agents = simple(name="agents", arrival_s=[0, 1, 3, 3], category=[0, 0, 0, 1], category_names=["human", "tool"],
+                    session=[0, 0, 0, 0], session_names=["z"])  # fmt: skip
+    both = RequestTrace.merge(people, agents)
+    assert both.name == "chat+agents"
+    assert (both.arrival_ps / 1e12).tolist() == [0, 0, 1, 1, 1, 2, 3, 3]
+    assert both.population_names == ("chat", "agents")
+    assert both.population.tolist() == [0, 1, 0, 0, 1, 0, 1, 1], "of equal arrivals the earlier trace's come first"
+    assert both.category_names == ("chat/human", "api", "agents/human", "tool"), "prefixed only where two collide"
+    assert both.category.tolist() == [0, 2, 1, 0, 2, 1, 2, 3]
+    assert both.session_names == ("x", "y", "z")
+    assert both.session.tolist() == [0, 2, 0, 1, 2, 1, 2, 2]
+    assert [both.after_of(k).tolist() for k in range(8)] == [[], [], [], [], [], [0, 2], [], [1, 4]]
+    assert both.namespaces == ("chat", "agents")
+    assert both.unique_blocks == 8
+    # the blocks have equal original ids, but are each trace's own
+    assert not set(both.blocks(0).tolist()) & set(both.blocks(1).tolist())
+    assert "chat, agents" in repr(both)
+
+    named = RequestTrace.merge(people, agents, people, names=["people", "machines", "people"], name="all of it")
+    assert (named.name, named.population_names) == ("all of it", ("people", "machines"))
+    assert np.bincount(named.population).tolist() == [8, 4]
+    assert named.category_names == ("people.0/human", "people.0/api", "machines.1/human", "tool", "people.2/human",
+                                    "people.2/api")  # fmt: skip
+    # a merged trace keeps its populations when it is merged again
+    again = RequestTrace.merge(both, simple(name="batch"))
+    assert again.population_names == ("chat", "agents", "batch")
+    assert np.bincount(again.population).tolist() == [4, 4, 4]
+    assert RequestTrace.merge(RequestTrace.merge(people, names=["people"]), agents).population_names[0] == "people"
+    alone = RequestTrace.merge(people)
+    assert dataclasses.replace(alone, population_names=("all",)) == people
+
+
+def test_what_cannot_be_merged() -> None:
+    with pytest.raises(TraceError, match="found no traces"):
+        RequestTrace.merge()
+    with pytest.raises(TraceError, match=r"block_tokens: found t 4, t 2, expected equal ones \(RequestTrace.split"):
+        RequestTrace.merge(simple(), simple().split(2))
+    for names in ("ab", ["a"], ["a", "b", "c"], ["a", 3]):
+        with pytest.raises(TraceError, match="names: found"):
+            RequestTrace.merge(simple(), simple(), names=names)  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match="population: found"):
+        RequestTrace.merge(*[simple(name=str(k)) for k in range(129)])
+
+
+def with_data(**changes: Any) -> RequestTrace:
+    """Pages of an index, read by three requests; one page is read by none."""
+    return simple(
+        **{"data": [["p1"], [], ["p2", "p1"], ["p1"]], "data_bytes": {"p1": 100, "unread": 7, "p2": 50}, **changes}
+    )
+
+
+def test_data_that_requests_read() -> None:
+    trace = with_data(arrival_s=[0, 2, 1, 3], notice=False)
+    assert [trace.data_of(k).tolist() for k in range(4)] == [[0], [2, 0], [], [0]]
+    assert (trace.data_bytes.tolist(), trace.data_label) == ([100, 7, 50], ("p1", "unread", "p2"))
+    found = trace.statistics()
+    assert {k: found[k] for k in found if k.startswith("data_")} == {
+        "data_pieces": 3, "data_bytes": 157, "data_reads": 4, "data_read_bytes": 350, "data_requests": 3,
+    }  # fmt: skip
+    assert not [k for k in simple().statistics() if k.startswith("data")]
+    assert "4 reads of 3 pieces, 157 B in all" in repr(trace)
+    assert trace.last(3).data_bytes.tolist() == [100, 7, 50], "an index is as large however much of it is read"
+    assert trace.last(3).data_of(0).tolist() == [2, 0]
+    assert trace.scaled(2).data.tolist() == trace.data.tolist()
+    assert trace.split(2).data_label == trace.data_label
+    by_rows = simple(data=[[0], [], [2, 0], [0]], data_bytes=[100, 7, 50])
+    flat = simple(data=(np.array([0, 2, 0, 0]), np.array([0, 1, 1, 3, 4])), data_bytes=[100, 7, 50])
+    assert by_rows == flat == dataclasses.replace(with_data(), data_label=None)
+    numbers = simple(data=[[40], [], [60, 40], [40]], data_bytes={40: 100, 50: 7, 60: 50})
+    assert numbers.data_label == ("40", "50", "60")
+    assert numbers.data.tolist() == flat.data.tolist()
+    pair = (np.array([40, 60, 40, 40]), np.array([0, 1, 1, 3, 4]))
+    assert simple(data=pair, data_bytes={40: 100, 50: 7, 60: 50}) == numbers
+    assert simple(data_bytes={}) == dataclasses.replace(simple(), data_label=())
+    # two traces' data are apart
+    both = RequestTrace.merge(with_data(), numbers, simple())
+    assert both.data_label == ("p1", "unread", "p2", "40", "50", "60")
+    assert sorted(both.data.tolist()) == [0, 0, 0, 2, 3, 3, 3, 5]
+    assert RequestTrace.merge(with_data(), flat).data_label == ("p1", "unread", "p2", "0", "1", "2")
+
+
+def test_older_files_and_files_with_data(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    trace = RequestTrace.merge(with_data(), simple(name="u"))
+    for ending in (".npz", ".parquet"):
+        trace.save(tmp_path / f"t{ending}")
+        assert read_trace(tmp_path / f"t{ending}") == trace
+    with_data().first(0).save(tmp_path / "none.npz")
+    assert read_trace(tmp_path / "none.npz") == with_data().first(0)
+    with pytest.raises(TraceError, match=r"found data and no requests, expected one at least \(or save as .npz\)"):
+        with_data().first(0).save(tmp_path / "none.parquet")
+    # as they were before there were data and populations
+    simple().save(tmp_path / "new.npz")
+    members = dict(np.load(tmp_path / "new.npz"))
+    head = json.loads(str(members.pop("head.json")))
+    for field in ("population_names", "data_label"):
+        del head["fields"][field]
+    for column in ("population", "data_offsets", "data", "data_bytes"):
+        del members[column]
+    np.savez(tmp_path / "old.npz", **{"head.json": np.array(json.dumps(head))}, **members)
+    assert read_trace(tmp_path / "old.npz") == simple()
 
 
 def test_unsorted_arrivals_are_sorted_with_a_notice() -> None:
@@ -248,6 +367,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "waits for itself": ({"after": [[], [], [], [3]]}, "request 3 waits for itself"),
     "cycle": ({"after": [[1], [2], [0], []]}, "expected no cycle"),
     "no block size": ({"block_tokens": 0}, "block_tokens: found 0"),
+    "unknown population": ({"population": [0, 0, 0, 1]}, "population: found 1 in row 3, expected 0 to 0"),
+    "unknown data": ({"data": [[0], [], [3], []], "data_bytes": [1, 2, 3]}, "data: found 3 in entry 1, expected 0 to"),
+    "data without sizes": ({"data": [[0], [], [], []]}, "data_bytes: found none, expected the sizes"),
+    "unknown page": ({"data": [["a"], [], ["b"], []], "data_bytes": {"a": 1}}, "data: found 'b' in row 2, expected a"),
+    "pages without names": ({"data": [["a"], [], [], []], "data_bytes": [1]}, "expected data_bytes as a mapping"),
+    "negative data": ({"data_bytes": [3, -1]}, "data_bytes: found -1 in piece 1"),
+    "enormous data": ({"data_bytes": [1 << 60, 1 << 60]}, "data_bytes: found 2.31e.18 in all"),
+    "data of fewer requests": ({"data": [[0]], "data_bytes": [1]}, "data: found 1 lists, expected 4"),
+    "fractional data": ({"data_bytes": {"a": 1.5}}, "data_bytes: found float64, expected whole numbers"),
     "unknown namespace": ({"namespace": [0, 0, 0, 1]}, "namespace: found 1 in row 3"),
 }
 
@@ -270,6 +398,9 @@ BAD_COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
     "offsets": ({"after_offsets": [0, 0, 0, 0, 1]}, "after_offsets"),
     "block beyond": ({"last_block": [2, 3, -1, 4]}, "last_block: found 4 in row 3"),
     "prompt shorter than its blocks": ({"input_tokens": [8, 12, 5, 10]}, "found 3 blocks in row 0, expected at most 2"),
+    "data offsets": ({"data_offsets": [0, 0, 0, 0, 1]}, "data_offsets: found"),
+    "data labels": ({"data_label": ("a",)}, "data_label: found 1 labels, expected 0"),
+    "populations": ({"population": [0, 0, 0, -1]}, "population: found -1 in row 3"),
     "labels": ({"block_label": ("a",)}, "block_label: found 1 labels, expected 4"),
 }
 

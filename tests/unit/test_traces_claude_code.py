@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kvsim import RequestTrace, TraceError, read_trace
+from kvsim.trace import PAUSES
 
 MODEL = "big"
 
@@ -156,6 +157,23 @@ def test_a_wait_after_a_turn_without_an_api_time(tmp_path: Path) -> None:
         tmp_path, session([turn(0, 200, [1]), {k: v for k, v in turn(9, 200, [1]).items() if k != "think_time"}])
     )
     assert (trace.delay_ps / 1e12).tolist() == [0, 4]
+
+
+def test_whose_wait_it_was(tmp_path: Path) -> None:
+    text = {"input_types": ["text"], "think_time": 1.0}
+    content = session(
+        [
+            turn(0, 200, [1]),
+            turn(10, 201, [1], think_time=1.0),  # a tool's result came back
+            turn(20, 202, [1], **text, stop="end_turn"),  # none came: somebody spoke up
+            turn(30, 203, [1], think_time=1.0, stop="", api_time=None),  # behind the end of a turn
+            turn(50, 204, [1], **text, stop=None, api_time=None),  # behind an answer that was not recorded
+            turn(70, 205, [1], **text),  # behind another
+            turn(75, 206, [1]),  # at once
+        ]
+    )
+    trace = read(tmp_path, content)
+    assert [PAUSES[k] for k in trace.pause] == ["none", "tool", "think", "think", "tool", "tool", "none"]
 
 
 def test_a_sub_agent_in_the_background_does_not_hold_its_parent(tmp_path: Path) -> None:

@@ -201,6 +201,12 @@ def test_what_mooncake_cannot_say(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(TraceError, match="request 2: after: found 2 requests"):
         write_trace(two, tmp_path / "t.jsonl")
+    reader = RequestTrace.from_lists(
+        name="t", block_tokens=512, arrival_s=[0, 0], input_tokens=[1, 1], output_tokens=[1, 1], data=[[], [0, 1]],
+        data_bytes=[10, 20],
+    )  # fmt: skip
+    with pytest.raises(TraceError, match="request 1: data: found 2 pieces, expected none"):
+        write_trace(reader, tmp_path / "t.jsonl")
     with pytest.raises(TraceError, match="expected a RequestTrace"):
         write_trace(read_trace(put(tmp_path, "a.csv", CSV.encode())), tmp_path / "t.jsonl")
     assert not (tmp_path / "t.jsonl").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 import tomllib
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsim.errors import UnknownNameError, WorkloadError
+from kvsim.trace import PAUSES
 from kvsim.workloads import WORKLOADS, Quantiles, generate, names, parameters, preset
 from kvsim.workloads._builder import NONE, TrieBuilder, runs, segment_cumsum
 
@@ -261,6 +263,25 @@ def test_compaction_reads_all_and_starts_again_from_the_shared_beginning() -> No
         assert trace.output_block[row] == -1
 
 
+def test_a_fleet_of_ten_thousand_agents() -> None:
+    """A million requests within seconds, with the joins and compactions of the sessions that it is made of."""
+    begin = time.process_time()
+    trace = generate("agent-fleet", seed=1)
+    assert time.process_time() - begin < 90
+    assert (len(trace), len(trace.session_names), trace.block_tokens) == (1_047_516, 10_000, 512)
+    assert trace.unique_blocks < 10_000_000
+    kinds = np.array(trace.category_names)[trace.category]
+    assert len(np.unique(trace.session[kinds == "compaction"])) == 970, "9.7 % of the sessions"
+    assert len(np.unique(trace.session[kinds == "subagent"])) == pytest.approx(1250, rel=0.05)
+    assert not (trace.pause == PAUSES.index("think")).any()
+    waits = np.diff(trace.after_offsets)
+    joins = np.flatnonzero(waits > 1)
+    assert len(joins) > 1000
+    assert (kinds[joins] == "tool").all()
+    assert (kinds[trace.after[trace.after_offsets[joins]]] == "subagent").all()
+    assert (waits == 0).sum() == 10_000, "all but a session's first request follow another"
+
+
 def test_concurrency_runs_lanes_behind_each_other() -> None:
     trace = generate("overnight-batch", seed=2, sessions=40, concurrency=5)
     free = np.diff(trace.after_offsets) == 0
@@ -309,7 +330,7 @@ def test_every_parameter_has_a_default_with_a_source(workload: str) -> None:
 
 
 def test_names_are_generators_and_presets() -> None:
-    assert set(names()) >= {*GENERATORS, "chat-azure"}
+    assert set(names()) >= {*GENERATORS, "chat-azure", "agent-fleet"}
     assert preset("chat-azure").generator == "chat"
 
 

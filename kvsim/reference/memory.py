@@ -1,6 +1,6 @@
-"""The executable specification: policies, store, clock, replay and curve in plain Python.
+"""Policies, store, clock, replay and curve in plain Python.
 
-Small, slow, obviously right: the core must equal it, integer for integer. Every policy here has the slot's methods,
+Every policy here has the slot's methods,
 so it also runs inside the core's own loop: where the two disagree, that tells whether the policy or the mechanism is
 wrong. Times are floats until they are rounded once to whole picoseconds, and every operation is done in the core's
 order, so that the bits agree too.
@@ -20,6 +20,16 @@ EVICT, DEMOTE, FREED, PROMOTE = range(4)
 KV, WEIGHTS, STATE, DATA = range(4)
 LOOKUP, READ, WRITE, FREE, CONTEXT = range(5)
 BACK, THROUGH, DISCARD = range(3)
+
+
+def splitmix64(state: int) -> tuple[int, int]:
+    """Return the next state and number of a stream (Steele, Lea & Flood, OOPSLA'14)."""
+    mask = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    z = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+    return state, z ^ z >> 31
+
 
 # -- policies: which block goes? ---------------------------------------------------------------------------
 
@@ -280,11 +290,8 @@ class Random(Policy):
     def victim(self, incoming: int) -> int | None:
         if not self.blocks:
             return None
-        mask = 2**64 - 1
-        self.stream = (self.stream + 0x9E3779B97F4A7C15) & mask
-        z = ((self.stream ^ self.stream >> 30) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
-        i = (z ^ z >> 31) % len(self.blocks)
+        self.stream, number = splitmix64(self.stream)
+        i = number % len(self.blocks)
         return self.oldest(self.blocks[i:] + self.blocks[:i])
 
 
@@ -427,6 +434,7 @@ class Store:
         self.seen: set[int] = set()
         self.held: set[int] = set()
         self.workspace = workspace_bytes
+        self.claimed = [0] * len(tiers)
         self.broken = False
         T = len(tiers)
         self.lookups = [[0] * 3 for _ in range(4)]
@@ -467,7 +475,7 @@ class Store:
     def capacity(self, t: int) -> int:
         """Capacity of tier t for its policy."""
         homes: int = sum(size for size, home in zip(self.size, self.home, strict=True) if home == t)
-        return int(self.tiers[t]["capacity_bytes"]) - homes
+        return int(self.tiers[t]["capacity_bytes"]) - homes - self.claimed[t]
 
     def used(self, t: int) -> int:
         """Bytes of the copies in tier t."""
@@ -745,6 +753,76 @@ class Store:
             self.counts["demoted_out"][u][self.kind[b]] += 1
             self._remove(u, b, DEMOTE)
             self.settle(b, u + 1, u)
+
+    # what a closed loop needs beside: counting, telling and moving apart from each other, and room that is no block's
+
+    def count(self, b: int, t: int | None) -> None:
+        """Count a look-up of b that tier t answered; KV behind a missing block is no hit by the prefix rule."""
+        k = self.kind[b]
+        self.count_found(self.lookups[k], b, self.size[b])
+        if t is None:
+            self.broken = True
+            return
+        self.count_found(self.hits[t][k][0], b, self.size[b])
+        if not self.broken:
+            self.count_found(self.hits[t][k][1], b, self.size[b])
+
+    def touch(self, b: int) -> None:
+        """Tell the policies of a look-up of b."""
+        t, k = self.nearest(b), self.kind[b]
+        for u in range(len(self.tiers) if t is None else t):
+            may_enter = u + 1 >= len(self.tiers) or self.movements[u]["kinds"] >> k & 1
+            if may_enter and hasattr(self.policies[u], "on_miss"):
+                self.policies[u].on_miss(b)
+        if t is None:
+            return
+        if b in self.copies[t]:
+            self.found[t][b] += 1
+            self.policies[t].on_hit(b)
+        for u in range(t + 1, len(self.tiers)):
+            if self.tiers[u]["touch_all"] and b in self.copies[u]:
+                self.policies[u].on_hit(b)
+
+    def available(self, t: int) -> int:
+        """Bytes of tier t that a claim could have: all that no pinned block holds."""
+        return self.capacity(t) - sum(int(self.size[b]) for b in self.copies[t] if self.pins.get(b))
+
+    def rises(self, b: int, s: int) -> bool:
+        """Whether a copy of b found in tier s may move up."""
+        rule = self.movements[s - 1]
+        after = rule["promote_after"]
+        may = rule["kinds"] >> self.kind[b] & 1 and after > 0
+        return bool(may) and (after == 1 or (self.home[b] != s and self.found[s][b] >= after))
+
+    def claim(self, t: int, amount: int) -> bool:
+        """Take room of tier t for what is in no block, evicting for it; False, and nothing taken, if there is none."""
+        while self.used(t) + amount > self.capacity(t):
+            victim = self.policies[t].victim(self.private)
+            if victim is None:
+                return False
+            self._evict(t, victim)
+        self.claimed[t] += amount
+        return True
+
+    def shift(self, u: int, v: int, amount: int) -> None:
+        """Book the move of private KV from tier u to tier v."""
+        links = self.tiers[u]["path"] ^ self.tiers[v]["path"]
+        b = self.private
+        if u < v:
+            self._flow("back_read", u, b, amount, 0, 1, transfer=False)
+            self._flow("back_write", v, b, amount, links, 1)
+        else:
+            self._flow("read", u, b, amount, links, 0)
+            self._flow("write", v, b, amount, 0, 1)
+
+    def land(self, t: int, amount: int) -> None:
+        """Book private KV that comes from another pool into tier t."""
+        self._flow("write", t, self.private, amount, self.tiers[t]["path"], 1)
+
+    @property
+    def private(self) -> int:
+        """The block of no bytes, last in the table, that stands for private KV."""
+        return len(self.size) - 1
 
     def request(self, hook: str, *arguments: Any) -> None:
         """Tell every policy that a request begins or ends."""
