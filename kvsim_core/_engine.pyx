@@ -104,6 +104,13 @@ cdef enum:
     REJECTED = 1
     UNREACHED = 2
 
+cdef enum:                         # what a live request has of a block of its chain (mark_t)
+    FREE = 0
+    PUBLISH = 2                    # to be found when the prefill ends
+    TELL = 3                       # pinned near; the policies hear of its look-up when the prefill ends
+    LOADED = 4                     # pinned near, just come: it is renewed when the prefill ends
+    PINNED = 5
+
 cdef enum:                         # where a live request is
     NOWHERE = 0
     IN_LOADING = 1
@@ -148,7 +155,7 @@ cdef struct live_t:                # a request between its admission and its rel
     int64_t key
     int64_t serial
     block_t *blocks                # the chain of its prompt
-    int8_t *tier                   # of each: where it was found, -1 nowhere; reused: 1 pinned, 2 to publish
+    int8_t *tier                   # of each: where it was found, -1 nowhere; after its admission one of mark_t
     int32_t room                   # of both arrays
     int32_t m
     bytes_t claimed[MAX_TIERS]
@@ -2184,7 +2191,9 @@ cdef class Engine:
             for i in range(m):
                 s.count(live.blocks[i], live.tier[i])
         for i in range(m - 1, -1, -1):
-            s.touch(live.blocks[i])
+            # of what is pinned near they hear when the prefill ends, so that what hangs on it is not younger
+            if not ((i < near or begin <= i < end) and s.nearest(live.blocks[i]) == 0):
+                s.touch(live.blocks[i])
         if state >= 0:
             s.touch(state)
         for k in range(self.data_at[row], self.data_at[row + 1]):
@@ -2207,11 +2216,11 @@ cdef class Engine:
             size = self.size[b]
             if i < near or begin <= i < end:
                 t = s.nearest(b)
-                live.tier[i] = 1
+                live.tier[i] = TELL if t == 0 else PINNED
                 if t > 0 and s.rises(b, t):
                     s.prefetch(b)
                     any_moved = True
-                    live.tier[i] = 3
+                    live.tier[i] = LOADED
                     if first:
                         self.loaded[row * self.T + kind.ladder[t]] += self.block_tokens[b]
                     held = s.nearest(b)
@@ -2219,11 +2228,11 @@ cdef class Engine:
                         t = held
                 if t > 0:
                     live.far[t] += size
-                elif live.tier[i] == 1 and w.coming[b] > now:
+                elif live.tier[i] == TELL and w.coming[b] > now:
                     if not live.load.given or w.coming[b] > live.load.ready:
                         live.load = w.loads[w.coming_load[b]]
             else:
-                live.tier[i] = 2
+                live.tier[i] = PUBLISH
         if swapped:
             s.unclaim(1, swapped)
             self.swapped[row] = 0
@@ -2235,10 +2244,9 @@ cdef class Engine:
         if any_moved:
             held = self.keep_load(w, &own, now) if own.ready > now else 0
             for i in range(m):
-                if live.tier[i] == 3:
+                if live.tier[i] == LOADED:
                     w.coming[live.blocks[i]] = own.ready
                     w.coming_load[live.blocks[i]] = held
-                    live.tier[i] = 1
 
         moved_tokens = 0
         live.total = 0 if swapped else tail
@@ -2250,7 +2258,7 @@ cdef class Engine:
                 live.second += k
             if near <= i < begin:
                 live.front += k
-            if live.tier[i] == 2:
+            if live.tier[i] == PUBLISH:
                 live.total += k
                 if s.seen[live.blocks[i]]:
                     had += k
@@ -2323,11 +2331,22 @@ cdef class Engine:
             end[0] = near
 
     cdef tick_t prefill_time(self, worker_t *w, int64_t start, int64_t end) noexcept nogil:
-        """Picoseconds of arithmetic that the tokens from `start` to `end` of a prompt ask for."""
+        """Picoseconds that the tokens from `start` to `end` of a prompt take by themselves."""
         cdef int64_t new = max(end - start, <int64_t>0)
-        cdef double attention = <double>new * self.flops[0] + self.pair_prefill * (
-            self.pairs(start + new) - self.pairs(start))
-        return round_ps(attention * w.kind.ps_per_flop[0] + <double>new * self.flops[1] * w.kind.ps_per_flop[1])
+        cdef int64_t steps = ceil_div(new, self.max_tokens)
+        cdef double attention, time = 0.0
+        cdef double work[N_OPERATIONS]
+        cdef pace_t *pace
+        cdef int o
+        if new == 0:
+            return 0
+        attention = <double>new * self.flops[0] + self.pair_prefill * (self.pairs(start + new) - self.pairs(start))
+        work[0] = attention * w.kind.ps_per_flop[0]
+        work[1] = <double>new * self.flops[1] * w.kind.ps_per_flop[1]
+        for o in range(N_OPERATIONS):
+            pace = &w.kind.ffn_near if o and w.parted else &w.kind.pace[0]
+            time += larger(work[o], <double>steps * (<double>w.kind.near_weights[o] * pace.device.read_ps_per_byte))
+        return round_ps(time + <double>(steps * (w.kind.overhead[0] + w.kind.overhead[1])))
 
     cdef int32_t receive(self, worker_t *w, Store s, int32_t row, tick_t now) noexcept nogil:
         """Admit a prefilled request to a decode pool: claim room, and bring its KV over the link between the pools."""
@@ -2586,9 +2605,9 @@ cdef class Engine:
         cdef int32_t i
         cdef int t
         for i in range(live.m):
-            if live.tier[i] == 1:
+            if live.tier[i] >= TELL:
                 s.unpin(live.blocks[i])
-                live.tier[i] = 0
+                live.tier[i] = FREE
         for t in range(w.kind.T):
             if live.claimed[t]:
                 s.unclaim(t, live.claimed[t])
@@ -3174,42 +3193,22 @@ cdef class Engine:
         """A prompt is computed: its blocks can be found, and a token is there."""
         cdef live_t *live = self.lives[index]
         cdef int32_t row = live.row, i, back
-        cdef int t, held
         cdef block_t b
         cdef int64_t k
         if self.state[row] == PREFILLING:
             self.prefilled_until(live, now)
         w.version += 1
         for i in range(live.m - 1, -1, -1):
-            if live.tier[i] != 2:
-                continue
-            live.tier[i] = 0
             b = live.blocks[i]
-            t = -1
-            for held in range(w.kind.T):
-                if live.claimed[held] >= self.size[b]:
-                    t = held
-                    break
-            if t < 0:
-                continue
-            held = s.nearest(b)
-            if 0 <= held <= t:
-                s.unclaim(t, self.size[b])
-                live.claimed[t] -= self.size[b]
-                if t:
-                    live.far[t] -= self.size[b]
-                if held:
-                    live.far[held] += self.size[b]
-            else:
-                s.unclaim(t, self.size[b])
-                if s.insert(t, b) < 0:
-                    self.reclaim(s, t, self.size[b])
-                    continue
-                live.claimed[t] -= self.size[b]
-                if held >= 0 and s.pair[held - 1].exclusive and s.pins[b] == 0 and s.home[b] != held:
-                    s.remove_copy(held, b, PROMOTE)
-            s.pin(b)
-            live.tier[i] = 1
+            if live.tier[i] == PUBLISH:
+                self.publish(w, s, live, i)
+            elif live.tier[i] >= TELL:
+                if s.where[b] & 1:
+                    if live.tier[i] == TELL:
+                        s.touch(b)
+                    elif live.tier[i] == LOADED:
+                        s.renew(b)
+                live.tier[i] = PINNED
         if w.role != DECODE:
             for k in range(self.write_at[row], self.write_at[row + 1]):
                 if s.nearest(self.write_rows[k]) < 0:
@@ -3239,9 +3238,35 @@ cdef class Engine:
             live.end = w.tokens + self.outputs[row] - self.emitted[row]
             self.join(w, index)
 
-    cdef void reclaim(self, Store s, int t, bytes_t amount) noexcept nogil:
-        s.tier[t].claimed += amount
-        s.tier[t].view.capacity -= amount
+    cdef void publish(self, worker_t *w, Store s, live_t *live, int32_t i) noexcept nogil:
+        """Let a block that has been computed be found: it takes the room that was claimed for it."""
+        cdef block_t b = live.blocks[i]
+        cdef bytes_t size = self.size[b]
+        cdef int t = -1, held
+        live.tier[i] = FREE
+        for held in range(w.kind.T):
+            if live.claimed[held] >= size:
+                t = held
+                break
+        if t < 0:
+            return
+        held = s.nearest(b)
+        s.unclaim(t, size)
+        if 0 <= held <= t:
+            if t:
+                live.far[t] -= size
+            if held:
+                live.far[held] += size
+        else:
+            if s.insert(t, b) < 0:
+                s.tier[t].claimed += size
+                s.tier[t].view.capacity -= size
+                return
+            if held >= 0 and s.pair[held - 1].exclusive and s.pins[b] == 0 and s.home[b] != held:
+                s.remove_copy(held, b, PROMOTE)
+        live.claimed[t] -= size
+        s.pin(b)
+        live.tier[i] = PINNED
 
     cdef void hand_over(self, int32_t row, tick_t now) noexcept nogil:
         """The KV of a prompt has left the pool that prefilled it."""

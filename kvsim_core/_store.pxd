@@ -133,6 +133,7 @@ cdef class Store:
     cdef bint make_room(self, int t, bytes_t amount, block_t b) noexcept nogil
     cdef void count(self, block_t b, int t) noexcept nogil
     cdef void touch(self, block_t b) noexcept nogil
+    cdef void renew(self, block_t b) noexcept nogil
     cdef void foresee(self, block_t b, int64_t at) noexcept nogil
     cdef bytes_t available(self, int t) noexcept nogil
     cdef bint claim(self, int t, bytes_t amount) noexcept nogil

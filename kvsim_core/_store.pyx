@@ -22,7 +22,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from kvsim_core._policy cimport (
-    DEMOTE, EVICT, FREED, NEEDS_FUTURE, PROMOTE, Policy, acquire, evictable, raise_status, release, view_t,
+    DEMOTE, EVICT, FREED, NEEDS_FUTURE, PROMOTE, Policy, acquire, evictable, policy_t, raise_status, release, view_t,
 )
 from kvsim_core._structures cimport grow_array
 from kvsim_core._types cimport (
@@ -711,6 +711,14 @@ cdef class Store:
                 tier.policy.on_hit(tier.policy.state, b)
                 if tier.policy.failed:
                     self.status = POLICY_FAILED
+
+    cdef void renew(self, block_t b) noexcept nogil:
+        """Let the nearest tier's policy take b for one that has come just now."""
+        cdef policy_t *policy = self.tier[0].policy
+        policy.on_remove(policy.state, b, PROMOTE)
+        policy.on_insert(policy.state, b)
+        if policy.failed:
+            self.status = POLICY_FAILED
 
     cdef void foresee(self, block_t b, int64_t at) noexcept nogil:
         """Tell the policies when b is used next."""

@@ -3,7 +3,7 @@
 Every structure is arrays indexed by dense block id, so nothing hashes and nothing allocates between `grow` calls.
 """
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from kvsim_core._types cimport block_t
@@ -25,6 +25,9 @@ cdef inline int grow_array(void **array, size_t item, block_t old, block_t new, 
     cdef void *p
     if new <= old:
         return 0
+    if array[0] == NULL and fill == 0:
+        array[0] = calloc(<size_t>new, item)    # pages that nothing touches take no memory
+        return 0 if array[0] != NULL else -1
     p = realloc(array[0], <size_t>new * item)
     if p == NULL:
         return -1

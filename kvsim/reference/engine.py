@@ -107,7 +107,9 @@ class Live:
     def __init__(self, row: int, key: tuple[int, int], tiers: int) -> None:
         self.row, self.key = row, key
         self.pinned: list[int] = []
-        self.blocks: list[int] = []  # to publish when the prefill ends
+        self.chain: list[int] = []
+        self.blocks: list[int] = []  # of it, to publish when the prefill ends
+        self.told: dict[int, bool] = {}  # pinned near: whether the policies still have to hear of its look-up
         self.claimed = [0] * tiers
         self.far = [0] * tiers  # bytes of its context in each tier, read there at every step
         self.first = self.second = 0  # tokens in front of the first part to compute, and of the second
@@ -713,8 +715,11 @@ class Engine:
                 store.count(state, place)
             for b, t in zip(blocks, where, strict=True):
                 store.count(b, t)
-        for b in reversed(blocks):
-            store.touch(b)
+        for i in reversed(range(len(blocks))):
+            if i in kept and store.nearest(blocks[i]) == 0:
+                live.told[blocks[i]] = True  # when the prefill ends, so that what hangs on it is not younger
+            else:
+                store.touch(blocks[i])
         if state >= 0:
             store.touch(state)
         for b in self.q["data"][row]:
@@ -742,6 +747,7 @@ class Engine:
                 store.prefetch(b)
                 moved.append(b)
                 loaded[t] += tokens[b]
+                live.told[b] = False
                 held = store.nearest(b)
                 t = t if held is None else held  # no tier takes it: it is read from where it came
             if t > 0:
@@ -761,6 +767,7 @@ class Engine:
             self.coming[w.number, b] = own
 
         live.blocks = [blocks[i] for i in computed]
+        live.chain = blocks
         live.first = sum(tokens[b] for b in blocks[:near])
         live.second = sum(tokens[b] for b in blocks[:end])
         live.front = sum(tokens[b] for b in blocks[near:begin])
@@ -813,11 +820,19 @@ class Engine:
         return chosen
 
     def prefill_time(self, w: Worker, start: int, end: int) -> int:
-        """Picoseconds of arithmetic that the tokens from `start` to `end` of a prompt ask for."""
+        """Picoseconds that the tokens from `start` to `end` of a prompt take by themselves."""
         m, pace = self.model, w.kind["ps_per_flop"]
         new = max(end - start, 0)
+        if new == 0:
+            return 0
         attention = new * m["flops"][0] + m["pair_prefill"] * (self.pairs(start + new) - self.pairs(start))
-        return rounded(attention * pace[0] + new * m["flops"][1] * pace[1])
+        work = (attention * pace[0], new * m["flops"][1] * pace[1])
+        steps = -(-new // self.option["max_tokens"])
+        time = 0.0
+        for o in range(2):
+            tier = w.kind["ffn_near"] if o and w.units[0] != w.units[1] else w.kind["tiers"][0]
+            time += max(work[o], steps * (w.kind["near_weights"][o] * tier["read_ps_per_byte"]))
+        return rounded(time + float(steps * sum(w.kind["overhead_ps"])))
 
     def try_claim(self, w: Worker, t: int, amount: int) -> bool:
         """Claim room in a tier if unpinned blocks and free room suffice."""
@@ -1260,29 +1275,18 @@ class Engine:
 
     def prefilled(self, w: Worker, live: Live, now: int) -> None:
         """Publish a computed prompt: its blocks can be found, and a token is there."""
-        row, store, size = live.row, w.store, self.blocks["bytes"]
+        row, store = live.row, w.store
         if self.state[row] == PREFILLING:
             self.prefilled_until(live, now)
-        for b in reversed(live.blocks):
-            t = next((t for t in range(w.T) if live.claimed[t] >= size[b]), None)
-            if t is None:
-                continue
-            held = store.nearest(b)
-            if held is not None and held <= t:
-                store.claimed[t] -= size[b]
-                live.claimed[t] -= size[b]
-                live.far[t] -= size[b] if t else 0
-                live.far[held] += size[b] if held else 0
-            else:
-                store.claimed[t] -= size[b]
-                if not store.insert(t, b):
-                    store.claimed[t] += size[b]
-                    continue
-                live.claimed[t] -= size[b]
-                if held is not None and store.movements[held - 1]["exclusive"] and not store.pins.get(b):
-                    store._remove(held, b, PROMOTE)
-            store.pin(b)
-            live.pinned.append(b)
+        for b in reversed(live.chain):
+            if b in live.blocks:
+                self.publish(w, live, b)
+            elif b in store.copies[0] and b in live.told:
+                if live.told[b]:
+                    store.touch(b)
+                else:
+                    store.renew(b)
+        live.chain, live.told = [], {}
         live.blocks = []
         for b in self.q["state_write"][row] if w.role != DECODE else []:
             if store.nearest(b) is None:
@@ -1308,6 +1312,27 @@ class Engine:
             live.joined = w.tokens
             live.end = w.tokens + self.q["output_tokens"][row] - self.emitted[row]
             w.batch.append(live)
+
+    def publish(self, w: Worker, live: Live, b: int) -> None:
+        """Let a block that has been computed be found: it takes the room that was claimed for it."""
+        store, size = w.store, self.blocks["bytes"][b]
+        t = next((t for t in range(w.T) if live.claimed[t] >= size), None)
+        if t is None:
+            return
+        held = store.nearest(b)
+        store.claimed[t] -= size
+        if held is not None and held <= t:
+            live.far[t] -= size if t else 0
+            live.far[held] += size if held else 0
+        else:
+            if not store.insert(t, b):
+                store.claimed[t] += size
+                return
+            if held is not None and store.movements[held - 1]["exclusive"] and not store.pins.get(b):
+                store._remove(held, b, PROMOTE)
+        live.claimed[t] -= size
+        store.pin(b)
+        live.pinned.append(b)
 
     def hand_over(self, row: int, now: int) -> None:
         """Free the room of a prompt whose KV has left the pool that prefilled it."""

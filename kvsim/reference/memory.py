@@ -783,6 +783,11 @@ class Store:
             if self.tiers[u]["touch_all"] and b in self.copies[u]:
                 self.policies[u].on_hit(b)
 
+    def renew(self, b: int) -> None:
+        """Let the nearest tier's policy take b for one that has come just now."""
+        self.policies[0].on_remove(b, PROMOTE)
+        self.policies[0].on_insert(b)
+
     def available(self, t: int) -> int:
         """Bytes of tier t that a claim could have: all that no pinned block holds."""
         return self.capacity(t) - sum(int(self.size[b]) for b in self.copies[t] if self.pins.get(b))
