@@ -34,7 +34,7 @@ cdef struct arc_t:
 
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef arc_t *s = <arc_t *>state
-    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.where, sizeof(uint8_t), s.n, n, NONE) < 0):
         return -1
     s.n = max(s.n, n)

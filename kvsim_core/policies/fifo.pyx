@@ -20,7 +20,7 @@ cdef struct fifo_t:
 
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef fifo_t *s = <fifo_t *>state
-    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.search.passed, sizeof(int32_t), s.n, n, 0) < 0):
         return -1
     s.n = max(s.n, n)

@@ -29,9 +29,9 @@ cdef struct lru_t:
 
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
-    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.search.passed, sizeof(int32_t), s.n, n, 0) < 0
-            or grow_array(<void **>&s.mark, sizeof(block_t), s.n, n, 0xff) < 0):
+            or grow_array(<void **>&s.mark, sizeof(block_t), s.n, n, 0) < 0):
         return -1
     s.n = max(s.n, n)
     return 0
@@ -81,7 +81,7 @@ cdef block_t victim(void *state, block_t incoming) noexcept nogil:
 cdef void on_request_begin(void *state, int64_t request) noexcept nogil:
     cdef lru_t *s = <lru_t *>state
     s.touched = 0
-    s.request = s.request + 1 if s.request < 0x7ffffff0 else 0
+    s.request = s.request + 1 if s.request < 0x7ffffff0 else 1
 
 
 cdef void on_request_end(void *state) noexcept nogil:
@@ -107,9 +107,9 @@ cdef void reset(void *state) noexcept nogil:
     list_clear(&s.order)
     search_anew(&s.search)
     s.touched = 0
-    s.request = 0
+    s.request = 1
     if s.n:
-        memset(s.mark, 0xff, <size_t>s.n * sizeof(block_t))
+        memset(s.mark, 0, <size_t>s.n * sizeof(block_t))
 
 
 cdef class LRU(Policy):
@@ -120,6 +120,7 @@ cdef class LRU(Policy):
         memset(&self.s, 0, sizeof(lru_t))
         list_clear(&self.s.order)
         search_anew(&self.s.search)
+        self.s.request = 1
         fill(&self.c, &self.s, grow, attach, on_hit, on_insert, on_remove, victim, reset)
         self.c.on_free = on_free
         self.c.hint = hint

@@ -42,7 +42,7 @@ cdef struct s3_t:
 
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef s3_t *s = <s3_t *>state
-    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.where, sizeof(uint8_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.count, sizeof(uint8_t), s.n, n, 0) < 0):
         return -1

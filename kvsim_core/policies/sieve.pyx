@@ -25,7 +25,7 @@ cdef struct sieve_t:
 
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef sieve_t *s = <sieve_t *>state
-    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.used, sizeof(uint8_t), s.n, n, 0) < 0):
         return -1
     s.n = max(s.n, n)

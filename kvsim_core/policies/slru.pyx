@@ -28,7 +28,7 @@ cdef struct slru_t:
 
 cdef int grow(void *state, block_t n) noexcept nogil:
     cdef slru_t *s = <slru_t *>state
-    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0xff) < 0
+    if (grow_array(<void **>&s.nodes, sizeof(node_t), s.n, n, 0) < 0
             or grow_array(<void **>&s.is_protected, sizeof(uint8_t), s.n, n, 0) < 0):
         return -1
     s.n = max(s.n, n)

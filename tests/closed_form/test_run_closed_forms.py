@@ -383,8 +383,8 @@ def test_load_or_recompute(run: Run, ps: float, latency: float, loads: bool) -> 
 def test_load_or_recompute_counts_what_a_step_takes(run: Run) -> None:
     """The estimate of a prefill is that of its steps, weights read and all.
 
-    Here 8 tokens are 880 ps of arithmetic, but the last one, which is computed in any case, takes a step of 410: loading
-    the others would have to take less than the difference.
+    Here 8 tokens are 880 ps of arithmetic, but the last one, which is computed in any case, takes a step of 410: to
+    load the others would have to take less than the difference.
     """
     found = {}
     for ps in (54.0, 56.0):
