@@ -152,7 +152,7 @@ def _engine(lowered: LoweredRun, *, record: bool, check: bool, progress: Progres
 
 
 def _whole(core: Mapping[str, Any], lowered: LoweredRun) -> dict[str, Any]:
-    """Return the engine's answer with the room that weights take, data counted once, and the pools' own link."""
+    """Return the engine's answer with the room that weights take, data counted once, and the pools' own links."""
     out = dict(core)
     moved, busy = out.pop("transfer_bytes", 0), out.pop("transfer_busy_ps", 0)
     if moved:
@@ -164,6 +164,11 @@ def _whole(core: Mapping[str, Any], lowered: LoweredRun) -> dict[str, Any]:
             out[key][link] += moved
         out["link_busy_ps"] = np.array(out["link_busy_ps"], np.int64)
         out["link_busy_ps"][link, way] += busy
+    tokens = np.asarray(out.pop("unit_tokens"), np.int64)
+    for pool, link, size in lowered.activations:
+        for key in ("link_up_bytes", "link_down_bytes"):  # to the other pool, and back
+            out[key] = np.array(out[key], np.int64)
+            out[key][link] += round(float(tokens[lowered.unit_pool == pool].sum()) * size)
     bins = dict(out.pop("bins", {})) or {k[5:]: out.pop(k) for k in [*out] if k.startswith("bins/")}
     out["capacity_bytes"] = np.asarray(out["capacity_bytes"], np.int64) + lowered.more_capacity_bytes
     out["used_bytes"] = np.asarray(out["used_bytes"], np.int64) + lowered.more_used_bytes

@@ -8,7 +8,7 @@ How replicas are made and where weights lie is said in `kvsim._replicas`; the co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class LoweredRun:
     more_capacity_bytes, more_used_bytes : int64 (tiers,): what to add to the engine's capacities and uses, which leave
         weights out, and count data once for every replica.
     placement : by pool: how it is divided, and where its weights lie.
+    activations : for each pool whose activations cross to another: its place, the link's, a token's bytes each way.
     """
 
     spec: dict[str, Any]
@@ -61,6 +62,7 @@ class LoweredRun:
     more_capacity_bytes: _Ints
     more_used_bytes: _Ints
     placement: dict[str, dict[str, Any]]
+    activations: tuple[tuple[int, int, float], ...] = ()
 
 
 def lower_run(
@@ -138,6 +140,7 @@ class _Run(Replicas):
         return LoweredRun(
             spec, _policies(self.machine, self.serving, policy, seed, ladders, kinds, workers), unit_pool, unit_replica,
             more_capacity, more_used, {k: v for side in sides for k, v in self._placement(side).items()},
+            tuple(self._activations(sides)),
         )  # fmt: skip
 
     def _more(self, sides: Sequence[Side]) -> tuple[_Ints, _Ints]:
@@ -340,6 +343,14 @@ class _Run(Replicas):
         there_and_back = 1.0 / (share * link.read_bytes_per_s) + 1.0 / (share * link.write_bytes_per_s)
         latency = 2.0 * layers * (link.latency_s + link.overhead_s)
         return latency * _PS, layers * activation * there_and_back * _PS
+
+    def _activations(self, sides: Sequence[Side]) -> Iterator[tuple[int, int, float]]:
+        names = [pool.name for pool in self.machine.pools]
+        for side in sides:
+            if side.ffn is not None:
+                link = self._pool_link(side.shape.pool, side.ffn.pool, "activations")
+                token = float(self.model.layers * self.model.hidden * ACTIVATION_BYTES)
+                yield names.index(side.shape.pool.name), self._link_places[link.name], token
 
     def _pool_link(self, one: Pool, other: Pool, what: str) -> Link:
         for link in self.machine.links:

@@ -166,6 +166,7 @@ cdef class Engine:
     cdef int64_t *parts            # [unit][part]
     cdef int64_t *stall            # [pool][tier][kind][cause]
     cdef int64_t *steps
+    cdef int64_t *passed           # tokens through each unit
     cdef tick_t bin_ps
     cdef tick_t bin_end            # of the next sample
     cdef int64_t n_bins            # with anything in them
@@ -227,6 +228,7 @@ cdef class Engine:
         free(self.parts)
         free(self.stall)
         free(self.steps)
+        free(self.passed)
         free(self.bin_parts)
         free(self.bin_stall)
         free(self.bin_used)
@@ -415,6 +417,7 @@ cdef class Engine:
         self.unit_replica = <int32_t *>calloc(self.U, sizeof(int32_t))
         self.parts = <int64_t *>calloc(self.U * N_PARTS, sizeof(int64_t))
         self.steps = <int64_t *>calloc(self.U, sizeof(int64_t))
+        self.passed = <int64_t *>calloc(self.U, sizeof(int64_t))
         self.stall = <int64_t *>calloc(self.P * self.T * N_KINDS * N_CAUSES, sizeof(int64_t))
         self.bin_parts = <int64_t *>calloc(MAX_BINS * self.P * N_PARTS, sizeof(int64_t))
         self.bin_stall = <int64_t *>calloc(MAX_BINS * self.P * self.T, sizeof(int64_t))
@@ -423,6 +426,7 @@ cdef class Engine:
         self.n_workers = len(spec["workers"])
         self.workers = <worker_t *>calloc(max(1, self.n_workers), sizeof(worker_t))
         if (self.unit_pool == NULL or self.unit_replica == NULL or self.parts == NULL or self.steps == NULL
+                or self.passed == NULL
                 or self.stall == NULL or self.bin_parts == NULL or self.bin_stall == NULL or self.bin_used == NULL
                 or self.bin_counts == NULL or self.workers == NULL):
             raise MemoryError("not enough memory for the machine")
@@ -1958,8 +1962,8 @@ cdef class Engine:
         """Which blocks to load: all of [near, s) to compute the rest, or [s, found) while the front computes."""
         cdef bytes_t amounts[MAX_TIERS]
         cdef int64_t counts[MAX_TIERS]
-        cdef int64_t place = 0, near_place, found_place
-        cdef tick_t load, ready, best = -1, time = 0
+        cdef int64_t place, near_place = 0, found_place
+        cdef tick_t load, ready, front, rest, best = -1, time = 0
         cdef int32_t s, i
         cdef int t
         cdef block_t b
@@ -1970,47 +1974,66 @@ cdef class Engine:
         memset(amounts, 0, sizeof(amounts))
         memset(counts, 0, sizeof(counts))
         for i in range(near):
-            place += self.block_tokens[live.blocks[i]]
-        near_place = place
-        found_place = place
+            near_place += self.block_tokens[live.blocks[i]]
+        found_place = near_place
         for i in range(near, found):
             b = live.blocks[i]
+            t = live.tier[i]
             found_place += self.block_tokens[b]
-            if self.load_rule == OVERLAP:
-                amounts[live.tier[i]] += self.size[b]
-                counts[live.tier[i]] += fragments(w.kind.fragment[live.tier[i]], self.size[b])
-        begin[0] = near
+            amounts[t] += self.size[b]
+            counts[t] += fragments(w.kind.fragment[t], self.size[b])
         end[0] = found
-        for s in range(near, found + 1):
-            if self.load_rule != ALWAYS or s == found:
-                load = self.estimate(w, now, amounts, counts, True)
-                if self.load_rule == OVERLAP:
-                    ready = max(load, self.prefill_time(w, near_place, place))
-                    ready += self.prefill_time(w, found_place, total)
+        if self.load_rule == OVERLAP:
+            place = near_place
+            rest = self.prefill_time(w, found_place, total)
+            for s in range(near, found + 1):
+                front = self.prefill_time(w, near_place, place)
+                if best < 0 or max(front, self.at_least(w, now, amounts)) + rest <= best:
+                    load = self.estimate(w, now, amounts, counts, True)
+                    ready = max(load, front) + rest
                     if best < 0 or ready < best:
                         best = ready
                         time = load
                         begin[0] = s
-                        end[0] = found
-                else:
-                    ready = load + self.prefill_time(w, place, total)
-                    if best < 0 or ready <= best:
+                if s < found:
+                    b = live.blocks[s]
+                    t = live.tier[s]
+                    place += self.block_tokens[b]
+                    amounts[t] -= self.size[b]
+                    counts[t] -= fragments(w.kind.fragment[t], self.size[b])
+        else:
+            # from the end: where loading pays at all, the longest load is best, and the others need only a bound
+            place = found_place
+            for s in range(found, near - 1, -1):
+                rest = self.prefill_time(w, place, total)
+                if best < 0 or self.at_least(w, now, amounts) + rest <= best:
+                    load = self.estimate(w, now, amounts, counts, True)
+                    ready = load + rest
+                    if best < 0 or ready < best:
                         best = ready
                         time = load
                         end[0] = s
-            if s < found:
-                b = live.blocks[s]
-                t = live.tier[s]
-                place += self.block_tokens[b]
-                if self.load_rule == OVERLAP:
+                if self.load_rule == ALWAYS:
+                    break
+                if s > near:
+                    b = live.blocks[s - 1]
+                    t = live.tier[s - 1]
+                    place -= self.block_tokens[b]
                     amounts[t] -= self.size[b]
                     counts[t] -= fragments(w.kind.fragment[t], self.size[b])
-                else:
-                    amounts[t] += self.size[b]
-                    counts[t] += fragments(w.kind.fragment[t], self.size[b])
         if self.deadline and time > self.deadline:
             begin[0] = near
             end[0] = near
+
+    cdef tick_t at_least(self, worker_t *w, tick_t now, const bytes_t *amounts) noexcept nogil:
+        """A time that estimate() is never below, without its powers; rounding is a part in 10^9 at most."""
+        cdef double longest = 0.0
+        cdef int t
+        for t in range(1, w.kind.T):
+            if amounts[t]:
+                longest = larger(longest, larger(
+                    w.kind.pace[t].latency_ps, <double>amounts[t] * w.kind.pace[t].device.read_ps_per_byte))
+        return <tick_t>(longest * (1.0 - 1e-9)) if longest < LIMIT else <tick_t>LIMIT
 
     cdef tick_t prefill_time(self, worker_t *w, int64_t start, int64_t end) noexcept nogil:
         """Picoseconds that the tokens from `start` to `end` of a prompt take by themselves."""
@@ -2714,6 +2737,7 @@ cdef class Engine:
                     total += far_stall[t]
             self.book(w.unit[unit], BUBBLE, -1, at, ready - total)
             self.steps[w.unit[unit]] += 1
+            self.passed[w.unit[unit]] += new
         if (<double>s.books[0].read[K_KV] + <double>near_kv > 9e18
                 or <double>s.books[0].write[K_KV] + <double>written > 9e18
                 or <double>s.books[0].read[K_STATE] + <double>state > 9e18
@@ -3095,6 +3119,7 @@ cdef class Engine:
         out["unit_replica"] = np.array([self.unit_replica[i] for i in range(U)], np.int64)
         out["stall_ps"] = table(self.stall, (P, T, N_KINDS, N_CAUSES))
         out["steps"] = table(self.steps, (U,))
+        out["unit_tokens"] = table(self.passed, (U,))
         # the last bin ends with the run
         while self.makespan > self.bin_ps * MAX_BINS:
             self.fold()

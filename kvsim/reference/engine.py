@@ -193,6 +193,7 @@ class Engine:
         self.parts = [[0] * 9 for _ in self.unit_pool]
         self.stall = [[[[0] * 5 for _ in range(4)] for _ in range(self.T)] for _ in range(max(self.unit_pool) + 1)]
         self.steps = [0] * len(self.unit_pool)
+        self.passed = [0] * len(self.unit_pool)  # tokens through each unit
         self.ledger: list[tuple[int, int, int, int, int]] = []  # pool, part, tier, start, picoseconds
         self.emissions: list[tuple[int, int, int]] = []  # time, prompt tokens, output tokens
         self.events: list[tuple[int, int, int]] = []
@@ -1184,6 +1185,7 @@ class Engine:
             parts.append((BUBBLE, -1, ready - sum(ps for _, _, ps in parts)))
             self.book(unit, parts, now)
             self.steps[unit] += 1
+            self.passed[unit] += new
         totals = store.totals
         totals["read"][0][KV] += near_kv
         totals["write"][0][KV] += written

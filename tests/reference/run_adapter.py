@@ -102,7 +102,7 @@ def answer(e: Sampled) -> dict[str, Any]:
         "hit_tokens": column["hit"], "loaded_tokens": np.array(e.loaded, np.int64).reshape(n, e.T),
         "computed_tokens": column["computed"], "recomputed_tokens": column["recomputed"],
         "preemptions": column["preemptions"], "output_tokens": e.emitted, "makespan_ps": e.makespan,
-        "parts_ps": e.parts, "unit_pool": e.unit_pool, "stall_ps": e.stall, "steps": e.steps,
+        "parts_ps": e.parts, "unit_pool": e.unit_pool, "stall_ps": e.stall, "steps": e.steps, "unit_tokens": e.passed,
         "peak_blocks": 0, "events": 0, "transfer_bytes": e.transferred,
         "transfer_busy_ps": e.transfer.busy[1] if e.transfer is not None else 0,
         **{k: v for k, v in e.counters.items() if k != "preemptions"},
