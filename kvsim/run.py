@@ -105,7 +105,7 @@ def run(
         lowered = lower_run(requests, model, machine, tried, policy=policy, seed=seed)
         core = _engine(lowered, record=record, check=check, progress=progress)
         price = int(core["makespan_ps"]), int(core["parts_ps"][:, :_BUSY].sum())
-        hindsight[tried.retention.name] = price[0] / 1e12
+        hindsight[tried.retention.name] = price[0] / 10**12
         if best is None or price < best[0]:
             best = price, lowered, core
     assert best is not None

@@ -2780,7 +2780,8 @@ cdef class Engine:
             if w.decoding:
                 for k in range(w.n_batch):
                     live = self.lives[w.batch[k]]
-                    first = self.inputs[live.row] + self.emitted[live.row] + w.tokens - live.joined
+                    # the token that a step computes is the last one given
+                    first = self.inputs[live.row] + self.emitted[live.row] + w.tokens - live.joined - 1
                     for p in range(first, first + 1 + self.draft):
                         if n < kind.expert_count:
                             n += self.draw(w, layer, live.row, p)

@@ -1209,7 +1209,8 @@ class Engine:
             return 0
         used = []  # row and position of the step's tokens
         for x in w.batch if w.decoding else []:
-            first = self.q["input_tokens"][x.row] + self.emitted[x.row]
+            # the token that a step computes is the last one given
+            first = self.q["input_tokens"][x.row] + self.emitted[x.row] - 1
             used += [(x.row, p) for p in range(first, first + 1 + self.option["draft"])]
         used += [(x.row, p) for x, context, c in w.chunks for p in range(context, context + c)]
         for layer in range(cached["layers"]):

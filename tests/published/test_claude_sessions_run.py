@@ -1,13 +1,15 @@
 """48 recorded coding-agent sessions as one closed-loop load: what depends waits, and no rule beats the oracle.
 
-All sessions begin at once, on three machines, with two slots for their tools: 2,516 requests, of which 2,331 wait for
-a tool, 130 for a person, and 9 for several at once (sub-agents come back).
+All sessions begin at once, with two slots for their tools: 2,516 requests, of which 2,331 wait for a tool, 130 for a
+person, and 9 for several at once (sub-agents come back). Tools wait for slots most of the time, which is what is
+looked at here; with a slot for each the machines are far apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,14 @@ import kvsim
 Ints = NDArray[np.int64]
 
 SESSIONS, SLOTS = 48, 2
-SERVED = {"h100x8": "llama-3.1-70b", "h100x8-pd": "llama-3.1-70b", "epyc9965-2s": "qwen3-30b-a3b"}
-# a run takes some 0.5 s, the oracle's fourteen some 10 s
-QUICK = "epyc9965-2s"
+SERVED = {
+    "h100x8": "llama-3.1-70b",
+    "a100x8": "llama-3.1-70b",
+    "epyc9965-2s": "qwen3-30b-a3b",
+    "gpu-lpx": "qwen3-30b-a3b",  # attention and feed-forward on pools of their own; nobody says what it costs
+}
+PRICED = ("h100x8", "a100x8", "epyc9965-2s")
+QUICK = "epyc9965-2s"  # a run takes 0.4 s, the oracle's fourteen 9 s; on the others 0.6 and 10
 RULES = ("keep", "pin", "timeout:60", "demote:10", "drop", "prefetch", "lead:5", "foresight")
 THINK, TOOL = 1, 2
 STATES = ("queued", "transfer", "prefill", "recompute", "decode", "preempted")
@@ -29,7 +36,7 @@ Served = Callable[..., kvsim.RunResult]
 
 
 @pytest.fixture(scope="module")
-def sessions(shared) -> kvsim.RequestTrace:  # type: ignore[no-untyped-def]
+def sessions(shared: Path) -> kvsim.RequestTrace:
     folder = shared / "data/claude_code"
     if len(list(folder.glob("*.json"))) != SESSIONS:
         pytest.skip(f"the {SESSIONS} Claude Code sessions are not at {folder}")
@@ -140,19 +147,22 @@ def costs(result: kvsim.RunResult) -> Sequence[float]:
 
 
 @pytest.mark.parametrize(
-    "machine", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in SERVED]
+    ("machine", "rules"),
+    [(QUICK, ("keep", "drop", "lead:5")), *(pytest.param(name, RULES, marks=pytest.mark.slow) for name in PRICED)],
 )
-def test_no_rule_costs_less_than_the_oracle(served: Served, machine: str) -> None:
+def test_no_rule_costs_less_than_the_oracle(served: Served, machine: str, rules: Sequence[str]) -> None:
     oracle = served(machine, "oracle")
     best = costs(oracle)
     tried = oracle.options["oracle_tried_makespan_s"]
-    assert oracle.makespan_s == min(tried.values())
-    found = {rule: served(machine, rule) for rule in RULES}
+    assert oracle.makespan_s == pytest.approx(min(tried.values()), rel=1e-15)
+    assert set(RULES) <= set(tried)
+    found = {rule: served(machine, rule) for rule in rules}
     for rule, result in found.items():
         assert all(a >= b for a, b in zip(costs(result), best, strict=True)), rule
-        assert tried[rule] == result.makespan_s
-    # the rules differ, and to compute everything again is the worst of them
-    assert len({result.makespan_ps for result in found.values()}) > len(RULES) // 2
+        assert result.makespan_ps >= oracle.makespan_ps, rule
+        assert tried[rule] == pytest.approx(result.makespan_s, rel=1e-15), rule
+    # rules differ, and the worst is to compute everything again
+    assert len({result.makespan_ps for result in found.values()}) >= len(rules) // 2
     assert max(found, key=lambda rule: found[rule].makespan_ps) == "drop"
     again = {rule: int(result.arrays["recomputed_tokens"].sum()) for rule, result in found.items()}
     assert max(again, key=lambda rule: again[rule]) == "drop"

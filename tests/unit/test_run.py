@@ -286,7 +286,7 @@ def test_every_rule_for_pauses_runs() -> None:
         delay_s=[0, 0, 2, 2, 2, 2], pause=[0, 0, 1, 2, 1, 2], session=[0, 1] * 3,
     )  # fmt: skip
     seen = {}
-    for rule in ("keep", "pin", "timeout:1", "demote:0.5", "drop", "prefetch", "lead:1", "oracle"):
+    for rule in ("keep", "pin", "timeout:1", "demote:0.5", "drop", "prefetch", "lead:1", "foresight", "oracle"):
         found = run(trace, model=MODEL, machine=machine(1 << 30, dram), retention=rule, check=True)
         assert found.arrays["status"].tolist() == [0] * 6
         seen[rule] = found.arrays["hit_tokens"].tolist()
