@@ -10,6 +10,7 @@ Physics (the same words as `kvsim.reference.Clock`, which is the specification):
 * A far tier's bytes take the longest of its device and the links on its path. What the links carry for other tiers
   is the cause *channel*; what the write-downs add to the tier's own reads and writes is the cause *write_back*.
 """
+cimport cython
 from libc.math cimport floor, frexp, ldexp
 from libc.string cimport memset
 
@@ -108,6 +109,7 @@ cdef class Clock:
         If a number is negative, not finite or out of range.
     """
 
+    @cython.boundscheck(True)
     def __cinit__(self, tiers, links, *, ps_per_flop=(0.0, 0.0), overhead_ps=0, double collective_ps=0.0,
                   double collective_ps_per_token=0.0):
         cdef int i

@@ -4,6 +4,7 @@ The rules are those of `kvsim.reference.engine`, which is the specification and 
 differs is that a step of a batch that does not change costs the same for any batch: sums over the running sequences
 are kept, not taken, and steps with nothing to decide follow one another without the loop around them.
 """
+cimport cython
 from libc.stdint cimport INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
@@ -185,12 +186,15 @@ cdef class Engine:
         self.record = record
         self.free_live = -1
         self.free_parking = -1
-        self.read_blocks(spec["blocks"])
-        self.read_requests(spec["requests"])
-        self.read_model(spec["model"])
-        self.read_options(spec["options"], spec["retention"])
-        self.read_machine(spec, policies)
-        self.make_columns()
+        try:
+            self.read_blocks(spec["blocks"])
+            self.read_requests(spec["requests"])
+            self.read_model(spec["model"])
+            self.read_options(spec["options"], spec["retention"])
+            self.read_machine(spec, policies)
+            self.make_columns()
+        except IndexError as error:
+            raise ValueError("spec: found something shorter than expected") from error
 
     def __dealloc__(self):
         cdef int i
@@ -239,6 +243,7 @@ cdef class Engine:
 
     # -- the door ---------------------------------------------------------------------------------------------------
 
+    @cython.boundscheck(True)
     def _keep(self, values, dtype, str name, *, rows=None, low=None, high=None):
         """Keep a checked copy of a column, and return its address."""
         given = np.asarray(values)
@@ -258,6 +263,7 @@ cdef class Engine:
         self.latest = column
         return column.__array_interface__["data"][0]
 
+    @cython.boundscheck(True)
     cdef tuple keep_lists(self, pair, str name, high):
         """Keep a checked pair of offsets and values, one run a request."""
         offsets = np.asarray(pair[0])
@@ -269,6 +275,7 @@ cdef class Engine:
             raise ValueError(f"{name}: expected offsets that rise from 0 to {values.shape[0]}")
         return self._keep(offsets, np.int64, name), self._keep(values, np.int32, name, low=0, high=high)
 
+    @cython.boundscheck(True)
     cdef void read_blocks(self, blocks) except *:
         n = len(blocks["bytes"])
         if not 1 <= n < 0x7ffffff0:
@@ -295,6 +302,7 @@ cdef class Engine:
         if n and self.size[n - 1] != 0:
             raise ValueError("blocks: expected the last, which stands for private KV, to have no bytes")
 
+    @cython.boundscheck(True)
     cdef void read_requests(self, q) except *:
         n = len(q["arrival_ps"])
         if n >= 0x7ffffff0:
@@ -349,6 +357,7 @@ cdef class Engine:
         self.out_at = <const int64_t *><size_t>at
         self.out_rows = <const int32_t *><size_t>rows
 
+    @cython.boundscheck(True)
     cdef void read_model(self, m) except *:
         cdef int o
         for o in range(N_OPERATIONS):
@@ -363,6 +372,7 @@ cdef class Engine:
         self.window = whole(m, "window", 0, 1 << 40)
         self.stateful = bool(m["stateful"])
 
+    @cython.boundscheck(True)
     cdef void read_options(self, option, retention) except *:
         cdef int i
         self.max_seqs = whole(option, "max_seqs", 1, 1 << 24)
@@ -393,6 +403,7 @@ cdef class Engine:
             self.plans[i].drop = bool(retention[i]["drop"])
             self.plans[i].prefetch = whole(retention[i], "prefetch", 0, 2)
 
+    @cython.boundscheck(True)
     cdef void read_machine(self, spec, policies) except *:
         cdef int i, t, o
         cdef worker_t *w
@@ -520,6 +531,7 @@ cdef class Engine:
             most = max(most, column[i])
         return most
 
+    @cython.boundscheck(True)
     cdef void read_kind(self, k, kind_t *kind) except *:
         cdef int t, o
         tiers, links = k["tiers"], k["links"]
@@ -597,6 +609,7 @@ cdef class Engine:
         self.columns[name] = made.reshape(self.n, width) if width != 1 else made
         return <size_t>made.__array_interface__["data"][0]
 
+    @cython.boundscheck(True)
     cdef void make_columns(self) except *:
         cdef int64_t row
         self.ready_at = <int64_t *>self.column("ready_ps", np.int64, -1)

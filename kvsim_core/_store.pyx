@@ -17,6 +17,7 @@ Rules (the same words as `kvsim.reference.Store`, which is the specification):
   after its look-up and was evicted since is read there still, as far as the workspace (the tier's reserve) goes.
 * Every byte moved is booked with its tier, direction, kind and operation, and with the links it crosses.
 """
+cimport cython
 from libc.stdint cimport INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -64,6 +65,7 @@ cdef class Store:
         If an argument is out of range, or a policy object serves a tier already.
     """
 
+    @cython.boundscheck(True)
     def __cinit__(self, tiers, movements, policies, *, int n_links=0, bint prefix_rule=True,
                   workspace_bytes=0):
         cdef int t
